@@ -1,0 +1,109 @@
+"""The learning rate that an optimizer has just used, read out of its state."""
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+
+def current_learning_rate(opt_state: Any, schedule: optax.Schedule | None = None) -> jax.Array:
+    """Learning rate of the update that led to this optimizer state.
+
+    The rate is the one stored by `optax.inject_hyperparams`, by this library's own
+    transformations, or, where `schedule` is given, its value at the count kept by
+    `optax.sgd(schedule)` and the like. Scales of `optax.contrib.reduce_on_plateau` in the same
+    chain are multiplied in. The state may be nested in any way: chains, masks, partitions,
+    accumulation.
+
+    Args:
+      opt_state: state of an optax optimizer. Of a state fresh from `init` the answer is the rate
+        that the first update will use.
+      schedule: the schedule given to an optimizer that keeps no rate, only the number of updates.
+
+    Returns:
+      A scalar array; under `jax.jit`, a traced one.
+
+    Raises:
+      ValueError: if there is no learning rate in the state, or several that differ (which under
+        `jax.jit` cannot be told, so that any two are too many there): ask for the state of one
+        group then.
+
+    Examples:
+      >>> import optax_warmup as ow
+      >>> import optax
+      >>> optimizer = optax.inject_hyperparams(optax.sgd)(ow.gradual_warmup(0.5, 2.0, 3))
+      >>> state = optimizer.init(1.0)
+      >>> for _ in range(3):
+      ...     _, state = optimizer.update(1.0, state, 1.0)
+      >>> float(ow.current_learning_rate(state))  # 0.5, then 1.0, then
+      1.5
+
+    Source:
+      The state classes of optax, https://optax.readthedocs.io.
+    """
+    rates, _ = _find(opt_state, "opt_state", schedule)
+    if not rates:
+        raise ValueError(
+            "opt_state holds no learning rate: make the optimizer with optax.inject_hyperparams, "
+            "as in inject_hyperparams(optax.sgd)(learning_rate=schedule), or give the schedule as "
+            "current_learning_rate(opt_state, schedule) if its count is in the state"
+        )
+    (_, first), *others = rates
+    if all(_same(first, other) for _, other in others):
+        return first
+    found = ", ".join(path for path, _ in rates)
+    raise ValueError(f"opt_state must hold one learning rate, got {len(rates)}: {found}")
+
+
+# Learning rates with their places, and the scale of a plateau that no rate has taken in yet.
+_Found = tuple[list[tuple[str, jax.Array]], Any]
+
+
+def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
+    if isinstance(node, optax.contrib.ReduceLROnPlateauState):
+        return [], node.scale
+    if isinstance(node, optax.ScaleByScheduleState) and schedule is not None:
+        # The count is of updates made; the last one was given the count before it.
+        last = jnp.maximum(jnp.asarray(node.count) - 1, 0)
+        return [(path, jnp.asarray(schedule(last)))], None
+    here: list[tuple[str, jax.Array]] = []
+    hyperparams = getattr(node, "hyperparams", None)
+    if isinstance(hyperparams, Mapping) and "learning_rate" in hyperparams:
+        here = [(f"{path}.hyperparams", jnp.asarray(hyperparams["learning_rate"]))]
+    elif isinstance(rate := getattr(node, "learning_rate", None), jax.Array):
+        return [(path, rate)], None
+    below = [_find(child, place, schedule) for child, place in _children(node, path)]
+    rates = here + [rate for found, _ in below for rate in found]
+    scale = None
+    for _, other in below:
+        if other is not None:
+            scale = other if scale is None else scale * other
+    if rates and scale is not None:
+        factor = scale
+        return [(place, rate * jnp.asarray(factor, rate.dtype)) for place, rate in rates], None
+    return rates, scale
+
+
+def _children(node: Any, path: str) -> Iterable[tuple[Any, str]]:
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return [(getattr(node, f), f"{path}.{f}") for f in cast("Any", node)._fields]
+    if isinstance(node, tuple | list):
+        items = cast("list[Any]", node)
+        return [(child, f"{path}[{i}]") for i, child in enumerate(items)]
+    if isinstance(node, Mapping):
+        entries = cast("Mapping[Any, Any]", node)
+        return [(child, f"{path}[{key!r}]") for key, child in entries.items()]
+    return []
+
+
+def _same(one: jax.Array, other: jax.Array) -> bool:
+    if isinstance(one, Tracer) or isinstance(other, Tracer):
+        return one is other
+    return bool(jnp.all(one == other))

@@ -1,0 +1,165 @@
+"""Warmups: what the learning rate does before the schedule proper begins.
+
+Each takes that schedule as `after`, an optax schedule whose own step 0 is the first step after the
+warmup, and joins it on with `optax.join_schedules`. t is the number of updates made so far.
+"""
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from optax_warmup import _checks
+
+
+def constant_warmup(
+    init_value: ArrayLike,
+    warmup_steps: int,
+    after: optax.Schedule,
+    *,
+    dtype: DTypeLike = jnp.float32,
+) -> optax.Schedule:
+    r"""Holds a low learning rate, then hands over to another schedule in one jump.
+
+    .. math::
+      \eta_t = \begin{cases} \eta & t < W \\ f(t - W) & t \geq W \end{cases}
+
+    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`W` is
+    `warmup_steps` and :math:`f` is `after`. Useful where pre-trained layers are fine-tuned together
+    with new ones. For large minibatches prefer `gradual_warmup`: the jump makes the training error
+    spike.
+
+    Args:
+      init_value: learning rate during the warmup; finite and not negative, a (traced) array will
+        do.
+      warmup_steps: updates made at `init_value`, from 0. With 0 the result equals `after`.
+      after: schedule that follows; its step 0 is the step numbered `warmup_steps` of training.
+      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+
+    Returns:
+      A function from the number of updates made so far to the learning rate of the next one.
+
+    Raises:
+      ValueError: if an argument is outside its range.
+
+    Examples:
+      >>> import optax_warmup as ow
+      >>> import optax
+      >>> schedule = ow.constant_warmup(0.1, 5, optax.constant_schedule(3.2))
+      >>> [f"{schedule(t):.1f}" for t in (0, 4, 5)]
+      ['0.1', '0.1', '3.2']
+
+    Source:
+      Goyal et al., "Accurate, Large Minibatch SGD", section 2.2, arXiv:1706.02677.
+    """
+    kind = _checks.float_dtype(dtype)
+    init = _checks.constant(_checks.rate("init_value", init_value), kind)
+    steps = _checks.integer("warmup_steps", warmup_steps)
+    return join(lambda count: init, steps, after, kind)
+
+
+def gradual_warmup(
+    init_value: ArrayLike,
+    peak_value: ArrayLike,
+    warmup_steps: int,
+    after: optax.Schedule | None = None,
+    *,
+    skip_init: bool = False,
+    dtype: DTypeLike = jnp.float32,
+) -> optax.Schedule:
+    r"""Raises the learning rate by the same amount at each update, then hands over.
+
+    .. math::
+      \eta_t = \begin{cases}
+        \eta + (\hat\eta - \eta) \, t / W & t < W \\
+        f(t - W) & t \geq W
+      \end{cases}
+
+    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`\hat\eta` is
+    `peak_value`, :math:`W` is `warmup_steps` and :math:`f` is `after`. The first update is made at
+    exactly :math:`\eta`, and step :math:`W` is the first of `after`. With `skip_init`, :math:`t` in
+    the upper line is :math:`t + 1`: the first update is already one increment up, so that none is
+    wasted where :math:`\eta = 0`, and :math:`\hat\eta` comes first at step :math:`W - 1`.
+
+    Args:
+      init_value: learning rate at which the ramp starts; finite, not negative and at most
+        `peak_value`. 0 wastes the first update unless `skip_init` is set; the paper starts at the
+        rate of one worker, 0.1. A (traced) array will do.
+      peak_value: learning rate at which the ramp ends; a (traced) array will do.
+      warmup_steps: updates in the ramp, from 0. With 0 the result equals `after`.
+      after: schedule that follows; its step 0 is the step numbered `warmup_steps` of training. It
+        should start at `peak_value`. `None` holds `peak_value`.
+      skip_init: whether the first update is made one increment above `init_value`.
+      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+
+    Returns:
+      A function from the number of updates made so far to the learning rate of the next one.
+
+    Raises:
+      ValueError: if an argument is outside its range.
+
+    Examples:
+      >>> import optax_warmup as ow
+      >>> schedule = ow.gradual_warmup(0.1, 0.5, 4)
+      >>> [f"{schedule(t):.1f}" for t in range(6)]
+      ['0.1', '0.2', '0.3', '0.4', '0.5', '0.5']
+      >>> schedule = ow.gradual_warmup(0.0, 0.4, 4, skip_init=True)
+      >>> [f"{schedule(t):.1f}" for t in range(6)]
+      ['0.1', '0.2', '0.3', '0.4', '0.4', '0.4']
+
+    Source:
+      Goyal et al., "Accurate, Large Minibatch SGD", section 2.2, arXiv:1706.02677.
+    """
+    kind = _checks.float_dtype(dtype)
+    init = _checks.rate("init_value", init_value)
+    peak = _checks.rate("peak_value", peak_value)
+    _checks.not_above("init_value", init, "peak_value", peak)
+    steps = _checks.integer("warmup_steps", warmup_steps)
+    if after is None:
+        after = optax.constant_schedule(_checks.constant(peak, kind))
+    return join(_line(init, peak, steps, int(skip_init), kind), steps, after, kind)
+
+
+def _line(
+    init: _checks.Rate, peak: _checks.Rate, steps: int, offset: int, dtype: np.dtype[Any]
+) -> optax.Schedule:
+    if steps == 0:
+        return lambda count: _checks.constant(peak, dtype)
+    # Dividing in float64, here, leaves one rounding in the slope and none in t. Optax's form,
+    # (init - peak) * (1 - t / W) + peak, cancels where init is small: for 0 to 1 over 1e6 steps it
+    # is 1 % off at t = 1. With traced ends there is no float64 and the slope is rounded twice.
+    slope = _checks.constant((peak - init) / steps, dtype)
+    start, top = _checks.constant(init, dtype), _checks.constant(peak, dtype)
+
+    def line(count: ArrayLike) -> jax.Array:
+        t = jnp.asarray(count, dtype)
+        if offset:
+            t = t + offset
+        # The sum may round to just above the peak in the last steps of a very long ramp.
+        return jnp.minimum(start + slope * t, top)
+
+    return line
+
+
+def join(
+    before: optax.Schedule, warmup_steps: int, after: optax.Schedule, dtype: np.dtype[Any]
+) -> optax.Schedule:
+    """`before` for `warmup_steps` updates, then `after` from its step 0."""
+
+    def tail(count: ArrayLike) -> jax.Array:
+        # During the warmup `join_schedules` asks for negative steps too. It drops the answers, but
+        # a NaN among them (a square root, a power) would still poison the gradients.
+        count = jnp.maximum(count, 0)
+        # Optax's own schedules mix int32 counts with Python floats, which a program under strict
+        # promotion must not do. The result gets its type here anyhow.
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(after(count), dtype)
+
+    return tail if warmup_steps == 0 else optax.join_schedules([before, tail], [warmup_steps])
