@@ -44,11 +44,13 @@ def real(
     above: float = -math.inf,
     minimum: float = -math.inf,
     maximum: float = math.inf,
+    below: float = math.inf,
 ) -> float:
-    """`value` as a finite Python float with above < value and minimum <= value <= maximum."""
+    """`value` as a finite Python float within the bounds, of which two exclude themselves."""
     bounds = [f"> {above:g}"] if above > -math.inf else []
     bounds += [f">= {minimum:g}"] if minimum > -math.inf else []
     bounds += [f"<= {maximum:g}"] if maximum < math.inf else []
+    bounds += [f"< {below:g}"] if below < math.inf else []
     allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
     try:
         if isinstance(value, bool | np.bool_ | str | bytes):
@@ -56,7 +58,8 @@ def real(
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be {allowed}, got {value!r}") from None
-    if not (math.isfinite(number) and above < number and minimum <= number <= maximum):
+    inside = above < number < below and minimum <= number <= maximum
+    if not (math.isfinite(number) and inside):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return number
 
@@ -114,7 +117,7 @@ def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return kind
 
 
-def constant(value: Rate, dtype: np.dtype[Any]) -> jax.Array | np.ndarray[Any, Any]:
+def constant(value: Rate, dtype: np.dtype[Any]) -> Any:
     """`value`, rounded once to `dtype`; on the host as long as it is known."""
     if isinstance(value, Tracer):
         return jnp.asarray(value, dtype)

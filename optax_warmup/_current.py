@@ -92,8 +92,9 @@ def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
 
 
 def _children(node: Any, path: str) -> Iterable[tuple[Any, str]]:
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return [(getattr(node, f), f"{path}.{f}") for f in cast("Any", node)._fields]
+    fields: tuple[str, ...] | None = getattr(node, "_fields", None)
+    if isinstance(node, tuple) and fields is not None:
+        return [(getattr(cast("Any", node), field), f"{path}.{field}") for field in fields]
     if isinstance(node, tuple | list):
         items = cast("list[Any]", node)
         return [(child, f"{path}[{i}]") for i, child in enumerate(items)]

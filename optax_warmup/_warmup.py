@@ -8,6 +8,7 @@ warmup, and joins it on with `optax.join_schedules`. t is the number of updates 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -127,6 +128,62 @@ def gradual_warmup(
     return join(_line(init, peak, steps, int(skip_init), kind), steps, after, kind)
 
 
+def gradual_warmup_scheduler(
+    base_value: ArrayLike,
+    multiplier: float,
+    total_steps: int,
+    after: optax.Schedule | None = None,
+    *,
+    dtype: DTypeLike = jnp.float32,
+) -> optax.Schedule:
+    r"""Gradual warmup with the arguments of PyTorch's GradualWarmupScheduler.
+
+    .. math::
+      \eta_t = \begin{cases}
+        \eta \, t / W & t < W,\; m = 1 \\
+        \eta \, ((m - 1) \, t / W + 1) & t < W,\; m > 1 \\
+        f(t - W) & t \geq W
+      \end{cases}
+
+    where :math:`t` counts updates from 0, :math:`\eta` is `base_value`, :math:`m` is `multiplier`,
+    :math:`W` is `total_steps` and :math:`f` is `after`. The values are those of the PyTorch class,
+    which calls t an epoch, but for one: in the step after the warmup that class returns a stale,
+    unscaled rate, where this schedule goes on with `after`.
+
+    Args:
+      base_value: learning rate of the optimizer; finite and not negative. A (traced) array will do.
+      multiplier: 1 warms up from 0 to `base_value`; more than 1 from `base_value` to
+        `multiplier * base_value`; less is an error.
+      total_steps: updates in the ramp, from 0. With 0 the result equals `after`.
+      after: schedule that follows; its step 0 is step `total_steps` of training, and its values are
+        taken as they are: give it the peak, `multiplier * base_value`. `None` holds the peak.
+      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+
+    Returns:
+      A function from the number of updates made so far to the learning rate of the next one.
+
+    Raises:
+      ValueError: if an argument is outside its range.
+
+    Examples:
+      >>> import optax_warmup as ow
+      >>> schedule = ow.gradual_warmup_scheduler(0.1, 5.0, 4)
+      >>> [f"{schedule(t):.1f}" for t in range(6)]
+      ['0.1', '0.2', '0.3', '0.4', '0.5', '0.5']
+      >>> schedule = ow.gradual_warmup_scheduler(0.4, 1.0, 4)
+      >>> [f"{schedule(t):.1f}" for t in range(6)]
+      ['0.0', '0.1', '0.2', '0.3', '0.4', '0.4']
+
+    Source:
+      The package warmup-scheduler, https://github.com/ildoonet/pytorch-gradual-warmup-lr.
+    """
+    base = _checks.rate("base_value", base_value)
+    factor = _checks.real("multiplier", multiplier, minimum=1.0)
+    steps = _checks.integer("total_steps", total_steps)
+    init, peak = (base * 0.0, base) if factor == 1.0 else (base, base * factor)
+    return gradual_warmup(init, peak, steps, after, dtype=dtype)
+
+
 def _line(
     init: _checks.Rate, peak: _checks.Rate, steps: int, offset: int, dtype: np.dtype[Any]
 ) -> optax.Schedule:
@@ -152,6 +209,12 @@ def join(
     before: optax.Schedule, warmup_steps: int, after: optax.Schedule, dtype: np.dtype[Any]
 ) -> optax.Schedule:
     """`before` for `warmup_steps` updates, then `after` from its step 0."""
+    tail = follow(after, dtype)
+    return tail if warmup_steps == 0 else optax.join_schedules([before, tail], [warmup_steps])
+
+
+def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Callable[[ArrayLike], jax.Array]:
+    """Any schedule, made fit to be joined: no negative steps, one type, no promotion errors."""
 
     def tail(count: ArrayLike) -> jax.Array:
         # During the warmup `join_schedules` asks for negative steps too. It drops the answers, but
@@ -160,6 +223,6 @@ def join(
         # Optax's own schedules mix int32 counts with Python floats, which a program under strict
         # promotion must not do. The result gets its type here anyhow.
         with jax.numpy_dtype_promotion("standard"):
-            return jnp.asarray(after(count), dtype)
+            return jnp.asarray(schedule(count), dtype)
 
-    return tail if warmup_steps == 0 else optax.join_schedules([before, tail], [warmup_steps])
+    return tail
