@@ -1,0 +1,182 @@
+"""What a run is: one frozen dataclass whose fields are the command line's flags."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from optax_warmup import LargeMinibatchRecipe
+from train.images import Augmentation
+
+Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+class UsageError(Exception):
+    """A mistake of the user: shown as one line, without a traceback, with exit code 2."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A training run. The paper's words: k workers with n images each, a minibatch of kn."""
+
+    recipe: tyro.conf.Suppress[str]
+    """Which recipe the defaults come from."""
+
+    workdir: Path
+    """Folder for checkpoints, metrics and curves; the same folder again resumes the run."""
+
+    dataset: str
+    """Name of the tensorflow-datasets data set, such as cifar10 or imagenet2012."""
+
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps prepared data; its own default if left out."""
+
+    model: Model
+    """The network; resnet8 is a small one with a stem for small images."""
+
+    image_size: int
+    """Side of the network's input, in pixels."""
+
+    augmentation: Augmentation
+    """crop-flip is the paper's; shift and shift-flip are for small images."""
+
+    mean: tyro.conf.Suppress[tuple[float, ...]]
+    """Mean of each colour, on the scale from 0 to 1; as many as the network's input channels."""
+
+    std: tyro.conf.Suppress[tuple[float, ...]]
+    """Standard deviation of each colour, likewise."""
+
+    num_workers: int
+    """k: the minibatch is divided among this many workers, on any number of devices."""
+
+    batch_size_per_worker: int = 32
+    """n: images per worker, over which batch normalisation takes its statistics."""
+
+    num_epochs: float = 90
+    """Length of the run."""
+
+    num_steps: int | None = None
+    """Stop after this many steps; the schedule stays that of the whole run."""
+
+    warmup: Literal["auto", "none", "constant", "gradual"] = "auto"
+    """auto: gradual if the minibatch is larger than the base's, else none."""
+
+    warmup_epochs: float = 5
+    """Length of the warmup."""
+
+    milestones: tuple[float, ...] = (30, 60, 80)
+    """Epochs at which the learning rate is divided by 10."""
+
+    base_learning_rate: float = 0.1
+    """Learning rate of the base minibatch, scaled linearly with the minibatch."""
+
+    base_batch_size: int = 256
+    """Size of the minibatch to which the base learning rate belongs."""
+
+    accumulation_steps: int = 1
+    """Parts in which a minibatch goes through a device, to bound memory; changes no number."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic; parameters and statistics are float32."""
+
+    seed: int = 0
+    """Of the initial parameters, the order of the data and the augmentation."""
+
+    log_every_steps: int = 10
+    """Steps between two lines of metrics.jsonl."""
+
+    checkpoint_every_epochs: int = 1
+    """Epochs between two checkpoints."""
+
+    num_devices: int | None = None
+    """Simulate this many CPU devices; left out, all devices of the machine are used."""
+
+    coordinator_address: str | None = None
+    """host:port of process 0, for several processes where no cluster is detected."""
+
+    num_processes: int | None = None
+    """Number of processes, with --coordinator-address."""
+
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at the data or the devices."""
+        for name in (
+            "num_workers", "batch_size_per_worker", "image_size", "accumulation_steps",
+            "log_every_steps", "checkpoint_every_epochs", "num_steps", "num_devices",
+            "num_processes",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{flag(name)} is {value}; it must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed is {self.seed}; it must be from 0 to {2**32 - 1}")
+        if self.image_size < 8:
+            raise UsageError(f"--image-size is {self.image_size}; it must be at least 8")
+        cluster = (self.coordinator_address, self.num_processes, self.process_id)
+        if None in cluster and cluster != (None, None, None):
+            raise UsageError(
+                "--coordinator-address, --num-processes and --process-id belong together: "
+                "give all three or none"
+            )
+
+    def large_minibatch_recipe(self, num_examples: int) -> LargeMinibatchRecipe:
+        """Turn epochs into steps for a training set of `num_examples` images.
+
+        Raises:
+            UsageError: if the recipe is impossible, such as a warmup longer than the run.
+        """
+        try:
+            return LargeMinibatchRecipe(
+                num_examples=num_examples,
+                batch_size_per_worker=self.batch_size_per_worker,
+                num_workers=self.num_workers,
+                num_epochs=self.num_epochs,
+                warmup=self.warmup,
+                warmup_epochs=self.warmup_epochs,
+                milestones=self.milestones,
+                base_learning_rate=self.base_learning_rate,
+                base_batch_size=self.base_batch_size,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def to_json(self) -> str:
+        """Write every field as JSON, paths as strings."""
+        return json.dumps(dataclasses.asdict(self), default=str, indent=2)
+
+
+# What may change between the two halves of a resumed run, because no number depends on it.
+RESUMABLE_FIELDS = frozenset(
+    {
+        "workdir", "data_dir", "num_devices", "accumulation_steps", "log_every_steps",
+        "checkpoint_every_epochs", "num_steps", "coordinator_address", "num_processes",
+        "process_id",
+    }
+)  # fmt: skip
+
+
+def flag(field: str) -> str:
+    """Name a field as the command line does."""
+    return "--" + field.replace("_", "-")
+
+
+def differing_fields(config: Config, saved: str) -> list[str]:
+    """Say in which fields a configuration differs from a saved one that it should continue.
+
+    Args:
+        config: of the run that is about to start.
+        saved: what `Config.to_json` wrote in an earlier run.
+
+    Returns:
+        One phrase for each field that differs and may not.
+    """
+    before, now = json.loads(saved), json.loads(config.to_json())
+    return [
+        f"{flag(name)} was {before.get(name)} and is now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in RESUMABLE_FIELDS and before.get(name) != now.get(name)
+    ]

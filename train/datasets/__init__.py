@@ -1,0 +1,1 @@
+"""Data sets that this project brings along, as tensorflow-datasets builders."""

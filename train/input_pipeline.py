@@ -1,0 +1,211 @@
+"""From files to minibatches on the host, as a pure function of seed, step and worker.
+
+The example at position p of epoch e is `epoch_order(seed, e)[p]`; step s of an epoch takes
+positions [s·kn, (s + 1)·kn), of which worker j has the slice j·n. Devices, processes and
+accumulation do not enter, so a run resumes by starting at a step: there is no state to save.
+
+Shapes: n images a worker, S the side of the network's input, C channels.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants, read_only_builder
+
+from train.config import Config, UsageError
+from train.datasets.digits import Digits
+from train.images import augment, decode, evaluation_crop
+from train.workers import Workers
+
+NO_LABEL = -1  # of the padding that fills the last minibatch of an evaluation
+
+
+class Examples(NamedTuple):
+    """Images, uint8 (..., S, S, C), and their labels, int32 (...)."""
+
+    images: Any
+    labels: Any
+
+
+class Records(Protocol):
+    """Random access to encoded images and their labels, by index, several at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int], /) -> Sequence[dict[str, Any]]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A prepared data set with random access: records of encoded image bytes and a label."""
+
+    name: str
+    num_classes: int
+    train: Records
+    evaluation: Records
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Open the run's data set, which only the embedded digits need no preparation for.
+
+    Raises:
+        UsageError: if it is not prepared, or is no set of labelled images with random access.
+    """
+    data_dir = config.data_dir or Path(constants.DATA_DIR)
+    if config.dataset == "":
+        raise UsageError("--dataset is missing; name a data set, such as --dataset cifar10")
+    builder: Any
+    try:
+        if config.dataset == Digits.name:
+            builder = Digits(data_dir=data_dir, file_format="array_record")
+            builder.download_and_prepare()
+        else:
+            builder = read_only_builder.builder_from_files(config.dataset, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        raise UsageError(
+            f"--dataset {config.dataset} is not prepared in {data_dir}; prepare it once with "
+            f"'tfds build {config.dataset} --file_format=array_record --data_dir={data_dir}' "
+            "or set --data-dir"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--data-dir {data_dir} cannot be used: {error}") from None
+    features = builder.info.features
+    if not {"image", "label"} <= set(features):
+        raise UsageError(
+            f"--dataset {config.dataset} has the features {sorted(features)}; needed are "
+            "'image' and 'label'"
+        )
+    splits = builder.info.splits
+    held_out = next((name for name in ("validation", "test") if name in splits), None)
+    if "train" not in splits or held_out is None:
+        raise UsageError(
+            f"--dataset {config.dataset} has the splits {sorted(splits)}; needed are 'train' and "
+            "'validation' or 'test'"
+        )
+    undecoded = {"image": tfds.decode.SkipDecoding()}
+    try:
+        train, evaluation = (
+            builder.as_data_source(split, decoders=undecoded) for split in ("train", held_out)
+        )
+    except NotImplementedError:
+        raise UsageError(
+            f"--dataset {config.dataset} is prepared as {builder.info.file_format.value}, which "
+            "has no random access; prepare it with --file_format=array_record"
+        ) from None
+    return Dataset(
+        name=config.dataset,
+        num_classes=features["label"].num_classes,
+        train=train,
+        evaluation=evaluation,
+    )
+
+
+@functools.lru_cache(maxsize=2)  # around the end of an epoch two are in use
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """One random order of the whole training set for each epoch (paper, section 3, remark 4)."""
+    return np.random.default_rng((seed, epoch, 0)).permutation(num_examples)
+
+
+def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
+    """Make the generator that augments one example in one epoch, whoever loads it."""
+    return np.random.default_rng((seed, epoch, 1 + example))
+
+
+def training_minibatches(
+    dataset: Dataset, config: Config, workers: Workers, first_step: int, last_step: int
+) -> Iterator[Examples]:
+    """Yield this process's rows of the minibatches of steps first_step to last_step - 1.
+
+    Each is (len(workers.local) · n, ...), in the order of `workers.local`.
+    """
+    num_examples = len(dataset.train)
+    steps_per_epoch = num_examples // workers.batch_size
+
+    def load(step: int, worker: int) -> Examples:
+        epoch, step = divmod(step, steps_per_epoch)
+        first = step * workers.batch_size + worker * workers.batch_size_per_worker
+        order = epoch_order(config.seed, epoch, num_examples)
+        examples = order[first : first + workers.batch_size_per_worker].tolist()
+        images, labels = _decoded(dataset.train, examples, config)
+        return Examples(
+            np.stack(
+                [
+                    augment(
+                        image,
+                        config.image_size,
+                        config.augmentation,
+                        example_rng(config.seed, epoch, example),
+                    )
+                    for example, image in zip(examples, images, strict=True)
+                ]
+            ),
+            np.asarray(labels, np.int32),
+        )
+
+    return _read(load, workers, first_step, last_step)
+
+
+def evaluation_minibatches(
+    dataset: Dataset, config: Config, workers: Workers
+) -> Iterator[Examples]:
+    """Yield this process's rows of minibatches that hold each evaluation image once, in order.
+
+    The last minibatch is filled up with images whose label is `NO_LABEL`.
+    """
+    num_examples = len(dataset.evaluation)
+    size = config.image_size
+
+    def load(step: int, worker: int) -> Examples:
+        first = step * workers.batch_size + worker * workers.batch_size_per_worker
+        last = first + workers.batch_size_per_worker
+        examples = list(range(first, min(last, num_examples)))
+        images = np.zeros((workers.batch_size_per_worker, size, size, len(config.mean)), np.uint8)
+        labels = np.full(workers.batch_size_per_worker, NO_LABEL, np.int32)
+        if examples:
+            decoded, labels[: len(examples)] = _decoded(dataset.evaluation, examples, config)
+            for row, image in enumerate(decoded):
+                images[row] = evaluation_crop(image, size, config.augmentation)
+        return Examples(images, labels)
+
+    return _read(load, workers, 0, -(-num_examples // workers.batch_size))
+
+
+def _decoded(
+    source: Records, examples: list[int], config: Config
+) -> tuple[list[np.ndarray], list[int]]:
+    # One read for all images of a worker takes less than half the time of single ones.
+    records = source.__getitems__(examples)
+    images = [decode(record["image"], num_channels=len(config.mean)) for record in records]
+    return images, [record["label"] for record in records]
+
+
+def _read(load: Any, workers: Workers, first_step: int, last_step: int) -> Iterator[Examples]:
+    """Load one worker's images at a time in Grain's threads and put a step's together."""
+    local = workers.local.tolist()
+
+    def load_item(item: int) -> Examples:
+        step, place = divmod(item, len(local))
+        return load(step, local[place])
+
+    def concatenate(parts: Sequence[Examples]) -> Examples:
+        return Examples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    threads = os.cpu_count() or 1
+    return iter(
+        grain.MapDataset.range(first_step * len(local), last_step * len(local))
+        .map(load_item)
+        .to_iter_dataset(
+            grain.ReadOptions(
+                num_threads=threads,
+                prefetch_buffer_size=max(threads, 2 * len(local)),  # two steps ahead
+            )
+        )
+        .batch(len(local), batch_fn=concatenate)
+    )

@@ -1,0 +1,68 @@
+"""What a run carries from step to step: parameters, statistics and the optimizer's state."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from train.config import Config
+from train.resnet import ARCHITECTURES, ResNet
+from train.workers import Workers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that a checkpoint holds; trees of arrays."""
+
+    step: jax.Array
+    """Number of updates made, int32."""
+    params: Any
+    """Of the network, float32."""
+    batch_stats: Any
+    """Running averages of batch normalisation, float32."""
+    opt_state: optax.OptState
+    """Of the optimizer."""
+
+
+def make_network(config: Config, num_classes: int) -> ResNet:
+    """Make the run's network with its initial parameters, a function of the seed alone."""
+    return ResNet(
+        ARCHITECTURES[config.model],
+        num_classes=num_classes,
+        num_input_channels=len(config.mean),
+        group_size=config.batch_size_per_worker,
+        dtype=jnp.dtype(config.dtype),
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def initial_state(
+    config: Config, num_classes: int, optimizer: optax.GradientTransformation, workers: Workers
+) -> TrainState:
+    """Make the state before the first step, on all devices at once."""
+
+    def make() -> TrainState:
+        network = make_network(config, num_classes)
+        params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
+            opt_state=optimizer.init(params),
+        )
+
+    return jax.jit(make, out_shardings=workers.replicated)()
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 of the parameters' bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(jax.device_get(value).tobytes())
+    return digest.hexdigest()

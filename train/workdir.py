@@ -1,0 +1,50 @@
+"""The folder of a run: whose it is, whether it is finished, and files that are never half-written.
+
+It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png and, when the run is
+finished, summary.json.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.config import Config, UsageError, differing_fields
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text so that a kill leaves the old text or the new, never a half."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def claim(config: Config) -> None:
+    """Make the workdir this run's own, or find that it is.
+
+    Raises:
+        UsageError: if it cannot be written, or holds a run of another configuration.
+    """
+    path = config.workdir / "config.json"
+    try:
+        config.workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and jax.process_index() == 0:
+            write_whole(path, config.to_json())
+    except OSError as error:
+        raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None
+    if path.exists() and (differences := differing_fields(config, path.read_text())):
+        raise UsageError(
+            f"--workdir {config.workdir} holds another run: {'; '.join(differences)}; choose "
+            "another --workdir or the same configuration"
+        )
+
+
+def finished(config: Config, last_step: int) -> dict[str, Any] | None:
+    """Read the summary of a run that has already made all its steps; None if there is none."""
+    path = config.workdir / "summary.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    return summary if summary["num_steps"] >= last_step else None
