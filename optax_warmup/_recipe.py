@@ -233,12 +233,14 @@ class LargeMinibatchRecipe:
             if step < self.num_steps:
                 rows += [(f"milestone, epoch {number:g}", step)]
         rows += [("last step", self.num_steps - 1)]
-        rates = np.asarray(self.schedule()(np.asarray([step for _, step in rows])))
+        steps = np.asarray([step for _, step in rows])
+        rates = np.broadcast_to(np.asarray(self.schedule()(steps)), steps.shape)
         lines = [
-            f"minibatch       {self.batch_size} = {self.num_workers} workers x "
-            f"{self.batch_size_per_worker} images",
-            f"learning rate   {self.base_learning_rate:g} x {self.batch_size}/"
-            f"{self.base_batch_size} = {self.peak_learning_rate:g}",
+            f"minibatch       k = {self.num_workers} workers x n = {self.batch_size_per_worker} "
+            f"images, kn = {self.batch_size}",
+            f"learning rate   η = {self.base_learning_rate:g} for {self.base_batch_size} images, "
+            f"scaled by {self.batch_size}/{self.base_batch_size}: "
+            f"kη = {self.peak_learning_rate:g}",
             f"warmup          {kind}"
             + (f", {warmup} steps ({warmup / epoch:g} epochs)" if warmup else "")
             + (" (auto)" if self.warmup == "auto" else ""),

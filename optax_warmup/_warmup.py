@@ -218,8 +218,12 @@ def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Callable[[ArrayLik
 
     def tail(count: ArrayLike) -> jax.Array:
         # During the warmup `join_schedules` asks for negative steps too. It drops the answers, but
-        # a NaN among them (a square root, a power) would still poison the gradients.
-        count = jnp.maximum(count, 0)
+        # a NaN among them (a square root, a power) would still poison the gradients. Python's and
+        # NumPy's integers stay what they are: optax's values differ with the kind, in the last bit.
+        if isinstance(count, int):
+            count = max(count, 0)
+        else:
+            count = (jnp if isinstance(count, jax.Array) else np).maximum(count, 0)
         # Optax's own schedules mix int32 counts with Python floats, which a program under strict
         # promotion must not do. The result gets its type here anyhow.
         with jax.numpy_dtype_promotion("standard"):

@@ -1,0 +1,274 @@
+"""Constant and gradual warmup: exact at every step, for every kind of step, in every setting."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+import optax_warmup as ow
+
+LAST_STEP = 2**31 - 1
+warmup_lengths = st.one_of(st.integers(0, 20), st.integers(0, 10**4), st.integers(0, 10**7))
+peaks = st.floats(1e-6, 100.0)
+# The start of a ramp as a share of its peak: at 0, at 1/k, nearly there.
+shares = st.one_of(st.just(0.0), st.integers(1, 256).map(lambda k: 1 / k), st.floats(0, 1))
+kinds = st.sampled_from([int, np.int32, np.int64, jnp.int32, jnp.asarray])
+
+
+def around(*places: int) -> np.ndarray:
+    """Steps next to the places, within what an int32 holds."""
+    near = {place + d for place in (0, LAST_STEP, *places) for d in (-2, -1, 0, 1, 2)}
+    return np.asarray(sorted(step for step in near if 0 <= step <= LAST_STEP), np.int32)
+
+
+def linear(init, peak, steps, t):
+    """The closed form, in float64: the ramp as a weighted mean of its ends."""
+    share = np.minimum(np.asarray(t, np.float64) / steps, 1.0) if steps else np.ones(np.shape(t))
+    return init * (1 - share) + peak * share
+
+
+@given(shares, peaks, warmup_lengths, st.data())
+@example(share=0.0, peak=1.0, steps=10**7, data=None)
+def test_gradual_warmup_is_linear_to_two_ulps(ulps, share, peak, steps, data):
+    inside = [1, steps // 2, steps] if data is None else data.draw(
+        st.lists(st.integers(0, steps), min_size=8, max_size=8)
+    )  # fmt: skip
+    t = around(steps, *inside)
+    schedule = ow.gradual_warmup(share * peak, peak, steps)
+    assert ulps(schedule(t), linear(share * peak, peak, steps, t)) <= 2
+
+
+@given(shares, peaks, warmup_lengths)
+def test_skip_init_is_one_step_ahead(ulps, share, peak, steps):
+    t = around(steps, steps // 2)
+    schedule = ow.gradual_warmup(share * peak, peak, steps, skip_init=True)
+    assert ulps(schedule(t), linear(share * peak, peak, steps, t.astype(np.int64) + 1)) <= 2
+
+
+@given(shares, peaks, warmup_lengths)
+def test_both_sides_of_the_join_are_exact(share, peak, steps):
+    """The first step is the start and step W the peak, to the bit; none in between is above."""
+    schedule = ow.gradual_warmup(share * peak, peak, steps)
+    assert schedule(steps) == np.float32(peak)
+    if steps:
+        assert schedule(0) == np.float32(share * peak)
+        assert schedule(steps - 1) <= np.float32(peak)
+
+
+@given(peaks, warmup_lengths, kinds, st.integers(0, LAST_STEP))
+def test_any_integer_gives_the_same_float32(peak, steps, kind, step):
+    for t in (step, min(step, steps)):
+        got = ow.gradual_warmup(0.0, peak, steps)(kind(t))
+        assert (got.dtype, got.shape, got.weak_type) == (jnp.float32, (), False)
+        assert got == ow.gradual_warmup(0.0, peak, steps)(np.asarray([t], np.int32))
+
+
+@given(shares, peaks, warmup_lengths, st.integers(0, LAST_STEP))
+def test_x64_changes_nothing_unless_asked(x64, share, peak, steps, step):
+    narrow = ow.gradual_warmup(share * peak, peak, steps)(step)
+    with x64():
+        for kind in (int, np.int32, np.int64, jnp.int32, jnp.int64):
+            got = ow.gradual_warmup(share * peak, peak, steps)(kind(step))
+            assert got.dtype == jnp.float32
+            assert got == narrow
+        wide = ow.gradual_warmup(share * peak, peak, steps, dtype=jnp.float64)(step)
+        assert wide.dtype == jnp.float64
+        np.testing.assert_allclose(wide, linear(share * peak, peak, steps, step), rtol=1e-15)
+
+
+@given(peaks, peaks, warmup_lengths)
+def test_constant_warmup_jumps(init, peak, steps):
+    t = around(steps)
+    schedule = ow.constant_warmup(init, steps, optax.constant_schedule(peak))
+    expected = np.where(t < steps, np.float32(init), np.float32(peak))
+    np.testing.assert_array_equal(schedule(t), expected)
+
+
+FOLLOWERS = {
+    "constant": optax.constant_schedule(3.2),
+    "cosine": optax.cosine_decay_schedule(3.2, 100, alpha=0.01),
+    "exponential": optax.exponential_decay(3.2, 10, 0.9),
+    "linear": optax.linear_schedule(3.2, 0.0, 100),
+    "onecycle": optax.linear_onecycle_schedule(100, 3.2),
+    "piecewise": optax.piecewise_constant_schedule(3.2, {30: 0.1, 60: 0.1, 80: 0.1}),
+    "polynomial": optax.polynomial_schedule(3.2, 0.1, 2.0, 100),
+    "restarts": optax.sgdr_schedule(
+        [{"init_value": 0.1, "peak_value": p, "warmup_steps": 2, "decay_steps": 40} for p in (3, 1)]
+    ),
+}
+WARMUPS = {
+    "constant": lambda steps, after: ow.constant_warmup(0.1, steps, after),
+    "gradual": lambda steps, after: ow.gradual_warmup(0.1, 3.2, steps, after),
+    "exponential": lambda steps, after: ow.exponential_warmup(0.1, 3.2, steps, after),
+    "ramp": lambda steps, after: ow.ramp_warmup(0.1, 3.2, steps, jnp.square, after),
+    "scheduler": lambda steps, after: ow.gradual_warmup_scheduler(0.1, 32.0, steps, after),
+}
+each_follower = pytest.mark.parametrize("follower", FOLLOWERS)
+each_warmup = pytest.mark.parametrize("warmup", WARMUPS)
+
+
+@each_warmup
+@each_follower
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_followers_pass_through_to_the_bit(warmup, follower, steps):
+    """What optax computes is not touched, and starts at its own step 0."""
+    after = FOLLOWERS[follower]
+    joined = WARMUPS[warmup](steps, after)
+    for kind in (int, np.int32, np.int64, jnp.int32):
+        for t in (0, 1, 30, 39, 99, 100, 2**24 + 1):
+            with jax.numpy_dtype_promotion("standard"):
+                expected = np.float32(after(kind(t)))
+            assert joined(kind(t + steps)) == expected
+    t = jnp.arange(200)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = jax.vmap(after)(t)
+    np.testing.assert_array_equal(jax.vmap(joined)(t + steps), expected)
+
+
+@each_warmup
+def test_settings_of_a_training_loop(warmup):
+    """jit, vmap and scan give what plain calls give, and no step makes JAX trace again."""
+    schedule = WARMUPS[warmup](5, FOLLOWERS["cosine"])
+    t = jnp.arange(50)
+    plain = np.stack([schedule(int(step)) for step in t])
+    traces = 0
+
+    @jax.jit
+    def compiled(step):
+        nonlocal traces
+        traces += 1
+        return schedule(step)
+
+    np.testing.assert_allclose([compiled(step) for step in t], plain, rtol=1e-6)
+    assert traces == 1
+    np.testing.assert_allclose(jax.vmap(schedule)(t), plain, rtol=1e-6)
+    _, scanned = jax.lax.scan(lambda step, _: (step + 1, schedule(step)), jnp.int32(0), length=50)
+    np.testing.assert_allclose(scanned, plain, rtol=1e-6)
+
+
+@each_warmup
+def test_no_tracer_leaks(warmup):
+    with jax.checking_leaks():
+        jax.jit(lambda step: WARMUPS[warmup](5, FOLLOWERS["cosine"])(step))(3)
+        jax.jit(WARMUPS[warmup](5, FOLLOWERS["piecewise"]))(3)
+
+
+TRACED = {
+    "constant": lambda peak: ow.constant_warmup(peak, 10, lambda t: peak * 10),
+    "gradual": lambda peak: ow.gradual_warmup(0.1, peak, 10),
+    "skip_init": lambda peak: ow.gradual_warmup(0.1, peak, 10, skip_init=True),
+    "exponential": lambda peak: ow.exponential_warmup(0.1, peak, 10),
+    "ramp": lambda peak: ow.ramp_warmup(0.1, peak, 10, jnp.square),
+    "scheduler": lambda peak: ow.gradual_warmup_scheduler(peak, 8.0, 10),
+    "piecewise": lambda peak: ow.warmup_piecewise_decay(0.1, peak, 10, {12: 0.1}),
+    "inverse_sqrt": lambda peak: ow.gradual_warmup(0.1, peak, 10, ow.inverse_sqrt_decay(peak, 2.0)),
+    "user_sqrt": lambda peak: ow.gradual_warmup(0.1, peak, 10, lambda t: peak * jnp.sqrt(t * 1.0)),
+    "stable": lambda peak: ow.warmup_stable_decay(0.1, peak, 10, 2, 9, decay="sqrt"),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("step", [0, 3, 9, 10, 15, LAST_STEP])
+def test_gradient_with_respect_to_the_peak(name, step):
+    """Against a difference quotient of the same schedule from numbers; finite at every step."""
+    at = lambda peak: float(TRACED[name](peak)(step))  # noqa: E731
+    gradient = jax.grad(lambda peak: TRACED[name](peak)(step))(2.0)
+    np.testing.assert_allclose(gradient, (at(2.5) - at(1.5)) / 1.0, rtol=0.02, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda p: TRACED[name](p)(step))(2.0), at(2.0), rtol=1e-6)
+
+
+def test_a_batch_of_peaks():
+    peaks = np.asarray([1.0, 2.0, 4.0])
+    got = ow.gradual_warmup(0.0, peaks, 4)(3)
+    np.testing.assert_allclose(got, peaks * 0.75, rtol=1e-7)
+    mapped = jax.vmap(lambda peak: ow.gradual_warmup(0.0, peak, 4)(3))(jnp.asarray(peaks))
+    np.testing.assert_allclose(mapped, peaks * 0.75, rtol=1e-7)
+
+
+@pytest.mark.parametrize("params_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_rate_stays_float32_whatever_the_parameters(params_dtype):
+    """Under `inject_hyperparams`, which gives Python floats the type of the parameters."""
+    schedule = ow.gradual_warmup(0.1, 3.2, 3)
+    optimizer = optax.inject_hyperparams(lambda learning_rate: optax.identity())(schedule)
+    params = {"w": jnp.ones(3, params_dtype)}
+    state = optimizer.init(params)
+    for step in range(5):
+        _, state = optimizer.update(params, state, params)
+        rate = state.hyperparams["learning_rate"]
+        assert rate.dtype == jnp.float32
+        assert rate == schedule(step)
+
+
+def test_inside_a_sharded_donated_step():
+    """A full training step on 8 devices: the counter is donated, the parameters are sharded."""
+    mesh = jax.make_mesh((8,), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    schedule = ow.warmup_piecewise_decay(0.1, 0.8, 4, {6: 0.1})
+    optimizer = optax.chain(optax.trace(0.0), optax.scale_by_learning_rate(schedule))
+    params = jax.device_put(jnp.zeros(16), sharding)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    place = lambda x: jax.device_put(x, sharding if x.ndim else replicated)  # noqa: E731
+    state = jax.tree.map(place, optimizer.init(params))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(jnp.ones_like(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    total = 0.0
+    for t in range(8):
+        params, state = step(params, state)
+        total += linear(0.1, 0.8, 4, t) * (0.1 if t >= 6 else 1.0)
+        np.testing.assert_allclose(params, np.full(16, -total), rtol=1e-5)
+        assert params.sharding.is_equivalent_to(sharding, 1)
+    assert step._cache_size() == 1
+
+
+BAD_STEPS = [-1, 2.0, 2.5, True, "5", None, 2**31, float("nan")]
+BAD_RATES = [float("nan"), float("inf"), -0.1, "0.1", None, True]
+
+
+@each_warmup
+@pytest.mark.parametrize("steps", BAD_STEPS, ids=repr)
+def test_bad_warmup_steps(warmup, steps):
+    name = "total_steps" if warmup == "scheduler" else "warmup_steps"
+    with pytest.raises(ValueError, match=rf"{name} must be an integer from 0 to 2147483647, got"):
+        WARMUPS[warmup](steps, FOLLOWERS["constant"])
+
+
+@pytest.mark.parametrize("rate", BAD_RATES, ids=repr)
+def test_bad_rates(rate):
+    follower = FOLLOWERS["constant"]
+    for name, make in {
+        "init_value": lambda: ow.constant_warmup(rate, 5, follower),
+        "init_value ": lambda: ow.gradual_warmup(rate, 1.0, 5),
+        "peak_value": lambda: ow.gradual_warmup(0.0, rate, 5),
+        "base_value": lambda: ow.gradual_warmup_scheduler(rate, 1.0, 5),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name.strip()} must be a finite number >= 0, got"):
+            make()
+    with pytest.raises(ValueError, match="peak_value must hold finite numbers >= 0"):
+        ow.gradual_warmup(0.0, np.asarray([1.0, np.nan]), 5)
+
+
+def test_a_warmup_downwards_is_an_error():
+    with pytest.raises(ValueError, match=r"init_value must be at most peak_value = 0\.1, got 3\.2"):
+        ow.gradual_warmup(3.2, 0.1, 5)
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 0, -1, float("nan"), "2"])
+def test_bad_multiplier(multiplier):
+    with pytest.raises(ValueError, match="multiplier must be a finite number >= 1, got"):
+        ow.gradual_warmup_scheduler(0.1, multiplier, 5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32, jnp.float64])
+def test_bad_dtype(dtype):
+    with pytest.raises(ValueError, match="dtype must be float32, got"):
+        ow.gradual_warmup(0.1, 1.0, 5, dtype=dtype)
