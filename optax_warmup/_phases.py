@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from optax_warmup import _checks
+from optax_warmup import _checks, _json
 from optax_warmup._recipe import steps_in
 from optax_warmup._scaling import linear_scaling, sqrt_scaling
 from optax_warmup._warmup import gradual_warmup
@@ -121,10 +121,11 @@ class BatchSizePhases:
         if self.scaling not in get_args(Scaling):
             allowed = ", ".join(repr(rule) for rule in get_args(Scaling))
             raise ValueError(f"scaling must be one of {allowed}, got {self.scaling!r}")
-        phases = tuple(cast("Any", self.phases))
+        given: Any = self.phases
+        phases = tuple(cast("Any", given)) if isinstance(given, list | tuple) else ()
         object.__setattr__(self, "phases", phases)
         if not phases or not all(isinstance(phase, BatchSizePhase) for phase in phases):
-            raise ValueError(f"phases must be one BatchSizePhase or more, got {phases!r}")
+            raise ValueError(f"phases must be one BatchSizePhase or more, got {given!r}")
         for i, phase in enumerate(self.phases):
             if phase.batch_size > self.num_examples:
                 raise ValueError(
@@ -203,6 +204,37 @@ class BatchSizePhases:
             )
         ]
         return optax.join_schedules(parts, self.boundaries)
+
+    def to_json(self) -> str:
+        """The phases as a JSON object, with the version of the format."""
+        return _json.dump(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> BatchSizePhases:
+        """The phases that `to_json` wrote.
+
+        Args:
+          text: a JSON object with "version" and fields of this class. Fields with a default may be
+            left out.
+
+        Returns:
+          The phases, checked as if their fields had been given by hand.
+
+        Raises:
+          ValueError: if it is not such an object: another version, unknown or missing fields,
+            values outside their ranges.
+        """
+        fields = _json.load(text, cls)
+        rows: Any = fields["phases"]
+        if isinstance(rows, list):
+            given = cast("list[Any]", rows)
+            fields["phases"] = tuple(
+                BatchSizePhase(**_json.known(cast("dict[str, Any]", row), BatchSizePhase))
+                if isinstance(row, dict)
+                else row
+                for row in given
+            )
+        return cls(**fields)
 
     @property
     def _steps(self) -> tuple[int, ...]:

@@ -177,7 +177,8 @@ def scale_by(rate: jax.Array, updates: Any) -> Any:
 
     def scaled(update: Any) -> jax.Array:
         update = jnp.asarray(update)
-        wide = jnp.promote_types(update.dtype, rate.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(update.dtype, rate.dtype)
         return (update.astype(wide) * rate.astype(wide)).astype(update.dtype)
 
     return jax.tree.map(scaled, updates)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from typing import Any, Literal, cast, get_args
@@ -16,15 +15,12 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from optax_warmup import _checks
+from optax_warmup import _checks, _json
 from optax_warmup._decay import warmup_piecewise_decay
 from optax_warmup._scaling import linear_scaling
 from optax_warmup._warmup import constant_warmup
 
 Warmup = Literal["auto", "none", "constant", "gradual"]
-
-# Raised when a file written by an older version could be read wrongly.
-_JSON_VERSION = 1
 
 
 def steps_in(epochs: float, steps_per_epoch: int) -> int:
@@ -261,7 +257,7 @@ class LargeMinibatchRecipe:
 
     def to_json(self) -> str:
         """The recipe as a JSON object, with the version of the format."""
-        return json.dumps({"version": _JSON_VERSION, **dataclasses.asdict(self)}, indent=2)
+        return _json.dump(self)
 
     @classmethod
     def from_json(cls, text: str) -> LargeMinibatchRecipe:
@@ -278,23 +274,7 @@ class LargeMinibatchRecipe:
           ValueError: if it is not such an object: another version, unknown or missing fields,
             values outside their ranges.
         """
-        try:
-            found = json.loads(text)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"text must be JSON, got {text!r:.80}: {error}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"text must hold a JSON object, got {found!r:.80}")
-        fields = cast("dict[str, Any]", found)
-        version: Any = fields.pop("version", None)
-        if type(version) is not int or version != _JSON_VERSION:
-            raise ValueError(f"version must be {_JSON_VERSION}, got {version!r}")
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - set(known)):
-            raise ValueError(f"unknown fields {unknown}, known are {sorted(known)}")
-        required = {n for n, field in known.items() if field.default is dataclasses.MISSING}
-        if missing := sorted(required - set(fields)):
-            raise ValueError(f"missing fields {missing}")
-        return cls(**fields)
+        return cls(**_json.load(text, cls))
 
 
 _REAL_FIELDS: dict[str, dict[str, float]] = {

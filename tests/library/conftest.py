@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -39,3 +39,10 @@ def x64() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     from jax.experimental import enable_x64  # until JAX 0.8
 
     return enable_x64
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """For tests with code of optax that mixes types which strict promotion keeps apart."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,249 @@
+"""Shows recipes as tables and charts, and writes them as pictures and rows."""
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from optax_warmup._recipe import LargeMinibatchRecipe
+
+PAPER: dict[str, Any] = {"num_examples": 1281167, "num_workers": 256}
+MARKS = "*o+x#@%&"
+FIELDS = [field.name for field in dataclasses.fields(LargeMinibatchRecipe)]
+
+EXAMPLES = """examples:
+  python -m optax_warmup                                 the paper's recipe at a minibatch of 8192
+  python -m optax_warmup --num-examples 60000 --num-workers 32 --num-epochs 30 --milestones 10,20
+  python -m optax_warmup --vs warmup=none --vs warmup=constant --png warmups.png
+  python -m optax_warmup mine.json theirs.json --csv rates.csv
+"""
+
+# Epochs of one recipe, with the rate at each.
+Curve = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; 0 if all is well, 2 with one line on stderr where the user erred."""
+    # A preview must not take memory of an accelerator from a run beside it.
+    jax.config.update("jax_platforms", "cpu")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    options = _parser().parse_args(arguments)
+    try:
+        recipes = _recipes(options)
+        if options.json:
+            print("\n".join(recipe.to_json() for recipe in recipes.values()))
+            return 0
+        curves = {name: _curve(recipe) for name, recipe in recipes.items()}
+        for name, recipe in recipes.items():
+            print(f"== {name}\n{recipe.describe()}\n")
+        print(chart(curves, options.width, options.height, log=options.log))
+        if options.csv:
+            write_csv(recipes, options.csv)
+            print(f"\nwrote {options.csv}")
+        if options.png:
+            write_png(curves, options.png, log=options.log)
+            print(f"\nwrote {options.png}")
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}")
+    except (ValueError, ImportError) as error:
+        return _complain(str(error))
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"optax_warmup: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"optax_warmup: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m optax_warmup",
+        description="Shows the learning rates of recipes: tables, and one chart over all of them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "files", nargs="*", metavar="RECIPE.json", help="written by LargeMinibatchRecipe.to_json"
+    )
+    group = parser.add_argument_group("fields of the recipe, or changes to those in the files")
+    for name in FIELDS:
+        default = next(
+            f.default for f in dataclasses.fields(LargeMinibatchRecipe) if f.name == name
+        )
+        shown: Any = PAPER.get(name, default)
+        text = ",".join(map(str, shown)) if name == "milestones" else shown
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="30,60,..." if name == "milestones" else "VALUE",
+            help=f"default {text}",
+        )
+    parser.add_argument(
+        "--vs",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="one more recipe: the first with these fields changed; may be repeated",
+    )
+    parser.add_argument("--png", metavar="FILE", help="write the chart as a picture (matplotlib)")
+    parser.add_argument("--csv", metavar="FILE", help="write the rate of every step")
+    parser.add_argument("--json", action="store_true", help="print the recipes as JSON, no more")
+    parser.add_argument("--log", action="store_true", help="logarithmic axis of rates")
+    parser.add_argument("--width", type=int, default=72, help="columns of the chart (72)")
+    parser.add_argument("--height", type=int, default=16, help="rows of the chart (16)")
+    return parser
+
+
+def _recipes(options: argparse.Namespace) -> dict[str, LargeMinibatchRecipe]:
+    """Every recipe that is asked for, by the name it is shown under."""
+    if not (10 <= options.width <= 500 and 4 <= options.height <= 200):
+        raise ValueError(
+            "--width must be from 10 to 500 and --height from 4 to 200, "
+            f"got {options.width} and {options.height}"
+        )
+    given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
+    changes = {name: _value(name, text) for name, text in given.items()}
+    if options.files:
+        recipes = {
+            file: dataclasses.replace(_read(file), **changes)
+            for file in dict.fromkeys(options.files)
+        }
+    else:
+        recipes = {"recipe": LargeMinibatchRecipe(**(PAPER | changes))}
+    first = next(iter(recipes.values()))
+    for words in options.vs:
+        changed = dict(_assignment(word) for word in words)
+        recipes[" ".join(words)] = dataclasses.replace(first, **changed)
+    if len(recipes) > len(MARKS):
+        raise ValueError(f"at most {len(MARKS)} recipes fit in one chart, got {len(recipes)}")
+    return recipes
+
+
+def _read(file: str) -> LargeMinibatchRecipe:
+    try:
+        return LargeMinibatchRecipe.from_json(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _assignment(word: str) -> tuple[str, Any]:
+    name, equals, text = word.partition("=")
+    name = name.removeprefix("--").replace("-", "_")
+    if not equals or name not in FIELDS:
+        raise ValueError(
+            f"--vs must be FIELD=VALUE with a field of {', '.join(FIELDS)}, got {word!r}"
+        )
+    return name, _value(name, text)
+
+
+def _value(name: str, text: str) -> Any:
+    """What a word on the command line means; the recipe itself says what is wrong with it."""
+    if name == "milestones":
+        return tuple(_number(word) for word in text.split(",") if word)
+    return text if name == "warmup" else _number(text)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _rates(recipe: LargeMinibatchRecipe, steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.broadcast_to(np.asarray(recipe.schedule()(steps.astype(np.int32))), steps.shape)
+
+
+def _curve(recipe: LargeMinibatchRecipe) -> Curve:
+    last = recipe.num_steps - 1
+    corners = [recipe.warmup_steps, *recipe.milestone_steps]
+    near = [step + d for step in corners for d in (-1, 0) if 0 <= step + d <= last]
+    # Every step of a short run; of a long one as many as any picture shows, and all the corners.
+    steps = np.unique(np.concatenate([np.linspace(0, last, 20_001).round(), near]).astype(np.int64))
+    return steps / recipe.steps_per_epoch, _rates(recipe, steps)
+
+
+def chart(curves: Mapping[str, Curve], width: int, height: int, *, log: bool) -> str:
+    """Learning rates over epochs, drawn with characters."""
+    longest = max(epochs[-1] for epochs, _ in curves.values())
+    high = max(float(rates.max()) for _, rates in curves.values())
+    low = min(float(rates.min()) for _, rates in curves.values()) if log else 0.0
+    bottom, top = (math.log(low), math.log(high)) if log else (low, high)
+    cells: dict[tuple[int, int], str] = {}
+    for (epochs, rates), mark in zip(curves.values(), MARKS, strict=False):
+        for column in range(width):
+            epoch = longest * column / (width - 1)
+            if epoch <= epochs[-1]:
+                rate = float(rates[np.searchsorted(epochs, epoch, side="right") - 1])
+                share = ((math.log(rate) if log else rate) - bottom) / ((top - bottom) or 1.0)
+                row = height - 1 - round(share * (height - 1))
+                cells[row, column] = cells.get((row, column), "") + mark
+    labels = {0: f"{high:.4g}", height - 1: f"{low:.4g}"}
+    lines: list[str] = []
+    for row in range(height):
+        # Curves on top of each other take turns from column to column.
+        marks = [cells.get((row, column), " ") for column in range(width)]
+        text = "".join(mark[column % len(mark)] for column, mark in enumerate(marks))
+        lines += [f"{labels.get(row, ''):>9} |{text.rstrip()}"]
+    end = f"{longest:.4g} epochs"
+    lines += [f"{'':>9} +{'-' * width}", f"{'':>9}  0{end:>{width - 1}}"]
+    if len(curves) > 1:
+        lines += [f"{'':>9}  {mark} {name}" for name, mark in zip(curves, MARKS, strict=False)]
+    return "\n".join(lines)
+
+
+def write_csv(recipes: Mapping[str, LargeMinibatchRecipe], file: str) -> None:
+    """One row for every step of every recipe; rates with all the digits that float32 has."""
+    with Path(file).open("w", newline="", encoding="utf-8") as out:
+        rows = csv.writer(out)
+        rows.writerow(["recipe", "step", "epoch", "learning_rate"])
+        for name, recipe in recipes.items():
+            for start in range(0, recipe.num_steps, 100_000):
+                steps = np.arange(start, min(start + 100_000, recipe.num_steps))
+                rows.writerows(
+                    (name, step, f"{step / recipe.steps_per_epoch:.6g}", f"{rate:.9g}")
+                    for step, rate in zip(steps.tolist(), _rates(recipe, steps), strict=True)
+                )
+
+
+def write_png(curves: Mapping[str, Curve], file: str, *, log: bool) -> None:
+    """Learning rates over epochs, drawn by matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "--png needs matplotlib, which the extra `optax-warmup[plot]` installs"
+        ) from None
+    # A figure of its own, without pyplot: no window system is asked for.
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, (epochs, rates)) in enumerate(curves.items()):
+        # Those below are wider, so that curves on top of each other all show.
+        axes.plot(epochs, rates, label=name, linewidth=1.5 + 1.6 * (len(curves) - 1 - place))
+    axes.set(xlabel="epoch", ylabel="learning rate", yscale="log" if log else "linear")
+    axes.margins(x=0.01)
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,112 @@
+"""What the package shows to the outside, and what it takes from there."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optax_warmup as ow
+
+PACKAGE = Path(ow.__file__).parent
+PUBLIC = {
+    "BatchSizePhase",
+    "BatchSizePhases",
+    "FoldedMomentumState",
+    "LargeMinibatchRecipe",
+    "WarmupPlateauState",
+    "constant_warmup",
+    "current_learning_rate",
+    "damped_warmup",
+    "exponential_damping",
+    "exponential_warmup",
+    "folded_momentum",
+    "gradual_warmup",
+    "gradual_warmup_scheduler",
+    "inverse_sqrt_decay",
+    "linear_scaling",
+    "piecewise_values",
+    "ramp_warmup",
+    "sqrt_scaling",
+    "warmup_piecewise_decay",
+    "warmup_stable_decay",
+    "warmup_then_plateau",
+}
+STATES = {"FoldedMomentumState", "WarmupPlateauState"}
+
+
+def test_exported_names():
+    assert set(ow.__all__) == PUBLIC
+    assert ow.__all__ == sorted(ow.__all__)
+    visible = {name for name in dir(ow) if not name.startswith("_")}
+    assert visible == PUBLIC
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ow.__version__)
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - STATES))
+def test_docstrings_have_every_part_in_order(name):
+    text = inspect.getdoc(getattr(ow, name))
+    parts = ["Args:", "Returns:", "Raises:", "Examples:", "Source:"]
+    if inspect.isclass(getattr(ow, name)):
+        parts.remove("Returns:")
+    places = [text.find(f"\n{part}\n") for part in parts]
+    assert all(place > 0 for place in places), dict(zip(parts, places, strict=True))
+    assert places == sorted(places)
+    assert "optax_warmup as ow" in text
+    for argument in inspect.signature(getattr(ow, name)).parameters:
+        assert re.search(rf"^  {argument}: ", text, re.MULTILINE), argument
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+def test_imports_only_jax_optax_numpy(path):
+    """Matplotlib alone may be imported too, inside the function that draws."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    allowed = {"jax", "optax", "numpy", "optax_warmup", *sys.stdlib_module_names}
+    assert roots(top) <= allowed
+    everywhere = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert roots(everywhere) <= allowed | {"matplotlib"}
+
+
+def roots(nodes):
+    names = set()
+    for node in nodes:
+        modules = (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        names |= {module.split(".")[0] for module in modules}
+    return names
+
+
+def test_imports_run_one_way():
+    """Each module imports only modules that stand before it."""
+    first = ["_checks", "_json", "_scaling", "_warmup", "_ramps", "_decay", "_recipe", "_phases"]
+    order = [*first, "_plateau", "_momentum", "_current", "__init__", "_preview", "__main__"]
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(order)
+    for place, name in enumerate(order):
+        if name == "__init__":
+            continue
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        used = set(re.findall(r"^from optax_warmup\.(\w+) import", text, re.MULTILINE))
+        used |= {
+            found.strip()
+            for line in re.findall(r"^from optax_warmup import (.+)$", text, re.MULTILINE)
+            for found in line.split(",")
+            if found.strip().startswith("_")
+        }
+        assert used <= set(order[:place]), name
+
+
+def test_import_is_light_and_starts_no_backend():
+    """Neither a plotting library nor a device is touched by importing."""
+    code = (
+        "import sys, optax_warmup; from jax._src import xla_bridge as x;"
+        "assert not x._backends, x._backends;"
+        "assert not {'matplotlib', 'train', 'flax', 'tensorflow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

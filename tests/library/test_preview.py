@@ -1,0 +1,172 @@
+"""`python -m optax_warmup`: what it prints and writes, and how it says no."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import optax_warmup as ow
+from optax_warmup import _preview
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    # The tests' own backend is in use already; choosing another one is no part of what is tested.
+    monkeypatch.setattr(_preview.jax.config, "update", lambda *_: None)
+
+    def run(*words):
+        try:
+            code = _preview.main(words)
+        except SystemExit as stop:  # argparse's way of ending
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+SMALL = (
+    "--num-examples",
+    "2560",
+    "--num-workers",
+    "16",
+    "--num-epochs",
+    "9",
+    "--milestones",
+    "6,8",
+)
+
+
+def test_without_arguments_it_shows_the_paper(cli):
+    code, out, err = cli()
+    assert (code, err) == (0, "")
+    assert ow.LargeMinibatchRecipe(num_examples=1281167, num_workers=256).describe() in out
+
+
+def test_chart_of_one_recipe():
+    """Ten epochs: a ramp to 1 over four, then 1, then 0.5 from epoch 7 on."""
+    epochs = np.arange(10.0)
+    rates = np.float32([0, 0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5])
+    drawn = _preview.chart({"a": (epochs, rates)}, 10, 5, log=False)
+    assert drawn.splitlines() == [
+        "        1 |    ***",
+        "          |   *",
+        "          |  *    ***",
+        "          | *",
+        "        0 |*",
+        "          +----------",
+        "           0 9 epochs",
+    ]
+
+
+def test_chart_on_a_logarithmic_axis():
+    drawn = _preview.chart({"a": (np.arange(3.0), np.float32([1, 0.1, 0.01]))}, 3, 5, log=True)
+    assert [line[11:] for line in drawn.splitlines()[:5]] == ["*", "", " *", "", "  *"]
+
+
+def test_charts_of_equal_curves_show_both():
+    curve = (np.arange(4.0), np.float32([1, 1, 1, 1]))
+    drawn = _preview.chart({"one": curve, "two": curve}, 4, 4, log=False)
+    assert drawn.splitlines()[0].endswith("|*o*o")
+    assert drawn.splitlines()[-2:] == ["           * one", "           o two"]
+
+
+def test_overlay_of_a_change(cli):
+    code, out, _ = cli(*SMALL, "--vs", "warmup=none", "num-epochs=8.5", "--vs", "warmup=constant")
+    assert code == 0
+    assert "== warmup=none num-epochs=8.5" in out
+    assert "           + warmup=constant" in out
+
+
+def test_csv_has_every_step_to_the_last_bit(cli, tmp_path):
+    code, out, _ = cli(*SMALL, "--vs", "warmup=none", "--csv", str(tmp_path / "rates.csv"))
+    assert code == 0
+    assert f"wrote {tmp_path / 'rates.csv'}" in out
+    rows = list(csv.DictReader((tmp_path / "rates.csv").read_text().splitlines()))
+    recipe = ow.LargeMinibatchRecipe(
+        num_examples=2560, num_workers=16, num_epochs=9, milestones=(6, 8)
+    )
+    mine = [row for row in rows if row["recipe"] == "recipe"]
+    assert [int(row["step"]) for row in mine] == list(range(recipe.num_steps))
+    got = np.float32([row["learning_rate"] for row in mine])
+    np.testing.assert_array_equal(got, recipe.schedule()(np.arange(recipe.num_steps)))
+    np.testing.assert_allclose([float(row["epoch"]) for row in mine], np.arange(45) / 5, rtol=1e-5)
+    assert len(rows) == 2 * recipe.num_steps
+
+
+def test_png(cli, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, _, err = cli(*SMALL, "--png", str(tmp_path / "rates.png"), "--log")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_goes_out_and_in(cli, tmp_path):
+    code, out, _ = cli(*SMALL, "--json")
+    assert code == 0
+    assert json.loads(out)["milestones"] == [6, 8]
+    (tmp_path / "mine.json").write_text(out)
+    code, out, _ = cli(str(tmp_path / "mine.json"), "--num-epochs", "12", "--json")
+    assert json.loads(out)["num_epochs"] == 12
+    assert json.loads(out)["num_workers"] == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-workers", "0"], "num_workers must be an integer from 1"),
+        (["--num-workers", "many"], "num_workers must be an integer from 1"),
+        (["--milestones", "60,30"], "milestones must increase"),
+        (["--warmup", "linear"], "warmup must be one of"),
+        (["--epochs", "3"], "unrecognized arguments: --epochs"),
+        (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
+        (["--width", "5"], "--width must be from 10 to 500"),
+        (["--vs", "epochs=3"], "--vs must be FIELD=VALUE with a field of num_examples"),
+        (["--vs", "warmup"], "--vs must be FIELD=VALUE"),
+        (["--vs", "warmup_epochs=99"], "warmup_epochs must be at most num_epochs = 90"),
+        (["nowhere.json"], "nowhere.json: No such file or directory"),
+        (["--csv", "/nowhere/rates.csv"], "/nowhere/rates.csv: No such file or directory"),
+        (["--png", "rates.movie"], "Format 'movie' is not supported"),
+        (
+            [f"--vs=num_epochs={90 + n}" for n in range(9)],
+            "at most 8 recipes fit in one chart, got 10",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(cli, words, message):
+    code, _, err = cli(*words)
+    assert code == 2
+    assert err.startswith("optax_warmup: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_file_is_named(cli, tmp_path):
+    (tmp_path / "mine.json").write_text('{"version": 1, "num_examples": 9, "speed": 1}')
+    code, _, err = cli(str(tmp_path / "mine.json"))
+    assert code == 2
+    assert "mine.json: unknown fields ['speed']" in err
+
+
+def test_without_matplotlib(cli, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = cli("--png", str(tmp_path / "rates.png"))
+    assert code == 2
+    assert err == (
+        "optax_warmup: --png needs matplotlib, which the extra `optax-warmup[plot]` installs\n"
+    )
+
+
+def test_as_a_command():
+    """In a process of its own, with an encoding that has no Greek letters."""
+    done = subprocess.run(
+        [sys.executable, "-m", "optax_warmup", "--log"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "14040 steps = 90 epochs x 156 steps" in done.stdout
