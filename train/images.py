@@ -31,24 +31,30 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
         uint8 (H, W, C).
 
     Raises:
-        ValueError: if the bytes are no image.
+        ValueError: if the bytes are no image, or one of more than 2**30 pixels.
     """
     flag = cv2.IMREAD_GRAYSCALE if num_channels == 1 else cv2.IMREAD_COLOR_RGB
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
+    except cv2.error:  # no bytes at all, or more than 2**30 pixels
+        image = None
     if image is None:
         raise ValueError(f"not an image that can be decoded ({len(encoded)} bytes)")
     return image.reshape(*image.shape[:2], num_channels)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (H, W, C) to (height, width, C), averaging over areas where it shrinks."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] > height or image.shape[1] > width
-    resized = cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    return resized.reshape(height, width, image.shape[2])  # OpenCV drops a single channel
+    """Resize uint8 (H, W, C) to (height, width, C), averaging along each side that shrinks."""
+    channels = image.shape[2]
+    # OpenCV averages only where neither side grows, so a side that grows has its turn afterwards.
+    smaller = min(image.shape[0], height), min(image.shape[1], width)
+    for shape, interpolation in (
+        (smaller, cv2.INTER_AREA),
+        ((height, width), cv2.INTER_LINEAR),
+    ):
+        if image.shape[:2] != shape:
+            image = cv2.resize(image, shape[::-1], interpolation=interpolation)
+    return image.reshape(height, width, channels)  # OpenCV drops a single channel
 
 
 def augment(
@@ -104,7 +110,7 @@ def evaluation_crop(image: np.ndarray, size: int, augmentation: Augmentation) ->
     """
     if augmentation == "crop-flip":
         height, width = image.shape[:2]
-        side = max(1, round(min(height, width) * 224 / 256))
+        side = round(min(height, width) * 224 / 256)
         top, left = (height - side) // 2, (width - side) // 2
         image = image[top : top + side, left : left + side]
     return resize(image, size, size)
