@@ -7,7 +7,7 @@ batch normalisation statistic ever crosses a device.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -125,13 +125,18 @@ class Workers:
         return self.accumulation_steps * self.mesh.devices.size
 
 
-def make_workers(config: Config) -> Workers:
-    """Lay the workers of a run out over all devices.
+def make_workers(config: Config, devices: Sequence[jax.Device] | None = None) -> Workers:
+    """Lay the workers of a run out over devices.
+
+    Args:
+        config: of the run.
+        devices: all that JAX has, if left out.
 
     Raises:
         UsageError: if a device would hold a part of a worker.
     """
-    num_devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    num_devices = len(devices)
     parts = num_devices * config.accumulation_steps
     if config.num_workers % parts:
         raise UsageError(
@@ -142,8 +147,8 @@ def make_workers(config: Config) -> Workers:
         num_workers=config.num_workers,
         batch_size_per_worker=config.batch_size_per_worker,
         accumulation_steps=config.accumulation_steps,
-        mesh=jax.make_mesh((num_devices,), (AXIS,), axis_types=(AxisType.Auto,)),
+        mesh=jax.make_mesh((num_devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices),
         # XLA's fast convolutions for CPUs are found only outside loops: inside one, a step of the
         # digits takes 16 times as long. Elsewhere the loop keeps memory and compilation small.
-        unroll_accumulation=config.accumulation_steps == 1 or jax.default_backend() == "cpu",
+        unroll_accumulation=config.accumulation_steps == 1 or devices[0].platform == "cpu",
     )

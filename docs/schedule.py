@@ -1,0 +1,40 @@
+"""Draw schedule.png: the paper's learning rates for minibatches of 256 and 8192.
+
+Run from the project's root: `python docs/schedule.py`.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from optax_warmup import LargeMinibatchRecipe
+
+
+def main() -> None:
+    """Write the picture beside this script."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    whole, start = figure.subplots(1, 2, width_ratios=(2, 1))
+    for num_workers, warmup, label, style in [
+        (256, "constant", "kn = 8192, constant warmup", "tab:orange"),
+        (256, "gradual", "kn = 8192, gradual warmup", "tab:blue"),
+        (8, "none", "kn = 256, the reference", "tab:gray"),
+    ]:
+        recipe = LargeMinibatchRecipe(
+            num_examples=1_281_167, num_workers=num_workers, warmup=warmup
+        )
+        steps = np.arange(recipe.num_steps)
+        rates = jax.vmap(recipe.schedule())(steps)
+        for axes in (whole, start):
+            axes.plot(steps / recipe.steps_per_epoch, rates, color=style, label=label)
+    whole.set(yscale="log", xlabel="epoch", ylabel="learning rate")
+    whole.legend()
+    start.set(xlim=(0, 8), ylim=(0, 3.5), xlabel="epoch", title="the first epochs")
+    for axes in (whole, start):
+        axes.grid(alpha=0.3)
+    figure.savefig(Path(__file__).with_name("schedule.png"), dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The command line: what it understands, and one clear line for what it does not."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from train.__main__ import main, parse
+from train.config import UsageError
+from train.recipes import RECIPES, digits
+
+
+def test_no_recipe_means_digits():
+    assert parse([]) == digits()
+    assert parse(["--seed", "3"]) == dataclasses.replace(digits(), seed=3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_by_name(name: str):
+    assert parse([name]) == RECIPES[name]()
+
+
+def test_flags_override_a_recipe():
+    flags = (
+        "imagenet --workdir here --num-workers 16 --batch-size-per-worker 64 --num-epochs 9.5 "
+        "--num-steps 7 --warmup constant --warmup-epochs 0.5 --base-learning-rate 0.2 "
+        "--accumulation-steps 2 --model resnet18 --dtype bfloat16 --num-devices 4 "
+        "--log-every-steps 1 --image-size 64 --data-dir there --milestones 3 6 8.5 "
+        "--coordinator-address localhost:1 --num-processes 2 --process-id 1"
+    )
+    config = parse(list(flags.split()))
+    assert config == dataclasses.replace(
+        RECIPES["imagenet"](),
+        workdir=Path("here"),
+        num_workers=16,
+        batch_size_per_worker=64,
+        num_epochs=9.5,
+        num_steps=7,
+        warmup="constant",
+        warmup_epochs=0.5,
+        base_learning_rate=0.2,
+        accumulation_steps=2,
+        model="resnet18",
+        dtype="bfloat16",
+        num_devices=4,
+        log_every_steps=1,
+        image_size=64,
+        data_dir=Path("there"),
+        milestones=(3, 6, 8.5),
+        coordinator_address="localhost:1",
+        num_processes=2,
+        process_id=1,
+    )
+
+
+@pytest.mark.parametrize("args", [["--help"], ["digits", "--help"]])
+def test_help_names_the_recipes_or_the_flags(args: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ending:
+        parse(args)
+    assert not ending.value.code
+    said = capsys.readouterr().out
+    for word in RECIPES if args == ["--help"] else ["--num-workers", "--workdir", "--warmup"]:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--num-worker 3", ["--num-worker", "perhaps you meant --num-workers"]),
+        ("nope", ["nope", "digits", "imagenet"]),
+        ("--model resnet51", ["resnet51", "--model", "resnet50"]),
+        ("--dtype float16", ["float16", "--dtype", "bfloat16"]),
+        ("--num-workers many", ["many", "--num-workers"]),
+        ("--workdir", ["--workdir"]),
+        ("--batch-size-per-worker 0", ["--batch-size-per-worker is 0", "at least 1"]),
+        ("--coordinator-address localhost:1", ["--num-processes"]),
+    ],
+)
+def test_a_wrong_flag_or_value_is_one_line(args: str, words: list[str]):
+    with pytest.raises(UsageError) as error:
+        parse(args.split())
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 250
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        # 8 devices, as tests/conftest.py sets up
+        ("--num-workers 12", ["--num-workers is 12", "8 × 1"]),
+        ("--accumulation-steps 3", ["8 × 3"]),
+        ("--num-workers 256", ["1437"]),
+        ("--num-epochs 4", ["warmup_epochs", "num_epochs = 4"]),
+        ("--milestones 60 30", ["milestones must increase"]),
+        ("--milestones 2", ["milestones", "warmup"]),
+        ("--base-learning-rate -1", ["base_learning_rate", "-1"]),
+        ("tfds", ["--dataset"]),
+        ("imagenet", ["imagenet2012", "tfds build"]),
+        ("--workdir /dev/null/run", ["--workdir", "/dev/null/run"]),
+    ],
+)
+def test_an_impossible_run_ends_with_one_line_and_code_2(
+    args: str,
+    words: list[str],
+    digits_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*args.split(), "--data-dir", str(digits_dir)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("python -m train: ")
+    for word in words:
+        assert word in said.err
+    assert not list(tmp_path.rglob("*.jsonl"))
