@@ -1,0 +1,169 @@
+"""What a schedule costs: instructions, a million steps at once, and time inside a training step.
+
+    python benchmarks/schedule.py [--out benchmarks/schedule.json]
+
+Prints a table and writes the same numbers as JSON. Takes 15 s on two cores. Times are
+compared as ratios of rounds that take turns, because a shared machine's speed drifts by more than
+what is to be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_warmup as ow
+
+LOW, PEAK, W, T = 0.1, 3.2, 780, 14040
+DROPS = {4680: 0.1, 9360: 0.1, 12480: 0.1}
+RELATIVE = {step - W: scale for step, scale in DROPS.items()}
+
+# The same rates, from this library and from optax alone.
+PAIRS: dict[str, tuple[optax.Schedule, optax.Schedule]] = {
+    "warmup, hold": (
+        ow.gradual_warmup(LOW, PEAK, W),
+        optax.warmup_constant_schedule(LOW, PEAK, W),
+    ),
+    "warmup, piecewise": (
+        ow.warmup_piecewise_decay(LOW, PEAK, W, DROPS),
+        optax.join_schedules(
+            [
+                optax.linear_schedule(LOW, PEAK, W),
+                optax.piecewise_constant_schedule(PEAK, RELATIVE),
+            ],
+            [W],
+        ),
+    ),
+    "warmup, cosine": (
+        ow.gradual_warmup(LOW, PEAK, W, optax.cosine_decay_schedule(PEAK, T - W)),
+        optax.warmup_cosine_decay_schedule(LOW, PEAK, W, T),
+    ),
+}
+
+
+def instructions(function: Callable[..., Any]) -> int:
+    """Instructions of the compiled program, those inside of fusions included."""
+    text = jax.jit(function).lower(jnp.int32(0)).compile().as_text()
+    found = re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = \S+ ([\w-]+)\(", text, re.MULTILINE)
+    return sum(name not in ("parameter", "constant", "fusion", "call") for name in found)
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall time of one call, to its end."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def million(schedule: optax.Schedule) -> dict[str, float]:
+    """A million steps in one vmapped call: the first with its compilation, then the best of 5."""
+    evaluate = jax.jit(jax.vmap(schedule))
+    steps = jnp.arange(1_000_000, dtype=jnp.int32)
+    first = seconds(lambda: evaluate(steps))
+    return {"first_s": first, "then_s": min(seconds(lambda: evaluate(steps)) for _ in range(5))}
+
+
+def training_step(rate: float | optax.Schedule) -> Callable[[], Any]:
+    """Steps of SGD on a small linear model, with its state kept between calls."""
+    optimizer = optax.sgd(rate, momentum=0.9)
+    images = jax.random.normal(jax.random.key(0), (64, 512))
+    params = jnp.zeros((512, 512))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params: jax.Array, state: Any) -> Any:
+        gradient = jax.grad(lambda w: jnp.mean((images @ w - 1.0) ** 2))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    held = step(params, state)
+
+    def steps() -> Any:
+        nonlocal held
+        for _ in range(20):
+            held = step(*held)
+        return held
+
+    return steps
+
+
+def ratios(rounds: int) -> dict[str, dict[str, float]]:
+    """Time of a step with each schedule over that with a constant rate, round by round.
+
+    "constant again" is the same program twice: what it differs from 1 by is noise.
+    """
+    ours, theirs = PAIRS["warmup, piecewise"]
+    runs = {
+        "constant": training_step(0.1),
+        "constant again": training_step(0.1),
+        "optax_warmup": training_step(ours),
+        "optax": training_step(theirs),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 5):
+        # The order turns, so that none is always first after another.
+        names = list(runs)
+        names = names[number % len(names) :] + names[: number % len(names)]
+        for name in names:
+            spent = seconds(runs[name])
+            if number >= 5:
+                times[name].append(spent / 20)
+    result = {"constant": {"microseconds": statistics.median(times["constant"]) * 1e6}}
+    for name in list(runs)[1:]:
+        each = [a / b for a, b in zip(times[name], times["constant"], strict=True)]
+        low, middle, high = statistics.quantiles(each, n=4)
+        result[name] = {"ratio": middle, "quarter": low, "three_quarters": high}
+    return result
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
+    parser.add_argument("--rounds", type=int, default=300)
+    options = parser.parse_args()
+    report: dict[str, Any] = {
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.machine(),
+        "instructions": {},
+        "million_steps": {},
+    }
+    # On the step as `optax.sgd` sees it; a constant rate counts 0.
+    print(f"{'instructions after compilation':<34}{'optax_warmup':>14}{'optax':>10}")
+    for name, (ours, theirs) in PAIRS.items():
+        counts = {"optax_warmup": instructions(ours), "optax": instructions(theirs)}
+        report["instructions"][name] = counts
+        print(f"  {name:<32}{counts['optax_warmup']:>14}{counts['optax']:>10}")
+    print(f"{'a million steps in one call, ms':<34}{'first':>14}{'then':>10}")
+    for name, (ours, _) in PAIRS.items():
+        report["million_steps"][name] = spent = million(ours)
+        print(f"  {name:<32}{spent['first_s'] * 1e3:>14.1f}{spent['then_s'] * 1e3:>10.2f}")
+    report["step"] = step = ratios(options.rounds)
+    print(
+        f"time of a training step over {step['constant']['microseconds']:.0f} µs at a constant rate"
+    )
+    for name in list(step)[1:]:
+        entry = step[name]
+        print(
+            f"  {name:<32}{entry['ratio']:>14.3f}  (half of the rounds from {entry['quarter']:.3f} "
+            f"to {entry['three_quarters']:.3f})"
+        )
+    Path(options.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

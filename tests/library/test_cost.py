@@ -1,0 +1,29 @@
+"""The cheap half of `benchmarks/schedule.py`: instructions, and a million steps in one call."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "schedule.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_schedule", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", ["warmup, hold", "warmup, piecewise", "warmup, cosine"])
+def test_no_more_instructions_than_the_same_in_optax(benchmark, name):
+    ours, theirs = benchmark.PAIRS[name]
+    counts = [benchmark.instructions(schedule) for schedule in (ours, theirs)]
+    assert 3 <= counts[0] <= counts[1]
+
+
+def test_a_million_steps_take_well_under_a_second(benchmark):
+    spent = benchmark.million(benchmark.PAIRS["warmup, piecewise"][0])
+    assert spent["then_s"] < 0.1
