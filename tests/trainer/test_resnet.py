@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from train.resnet import ARCHITECTURES, BN_EPSILON, ResNet, WorkerBatchNorm
+from train.resnet import ARCHITECTURES, BN_EPSILON, Architecture, ResNet, WorkerBatchNorm
 
 
 def network(name: str, *, dtype: str = "float32", num_classes: int = 1000, group_size: int = 2):
@@ -72,12 +72,21 @@ def test_initialisation_is_that_of_section_5_1():
     np.testing.assert_allclose(net.head.kernel[...].std(), 0.01, rtol=0.02)
     assert net.head.bias is not None
     np.testing.assert_array_equal(net.head.bias[...], np.zeros(1000))
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_the_last_scale_of_each_block_starts_at_0_and_all_others_at_1(bottleneck: bool):
+    architecture = Architecture(blocks=(2, 2), bottleneck=bottleneck, width=4)
+    net = ResNet(
+        architecture, num_classes=2, num_input_channels=1, group_size=2,
+        dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    assert (net.stem.bn.scale[...] == 1).all()
     for block in net.blocks:
-        *inner, last = block.layers
-        np.testing.assert_array_equal(last.bn.scale[...], np.zeros_like(last.bn.scale[...]))
-        others = inner if block.shortcut is None else [*inner, block.shortcut]
-        for layer in others:
-            np.testing.assert_array_equal(layer.bn.scale[...], np.ones_like(layer.bn.scale[...]))
+        *others, last = block.layers
+        assert (last.bn.scale[...] == 0).all()
+        others += [] if block.shortcut is None else [block.shortcut]
+        assert all((layer.bn.scale[...] == 1).all() for layer in others)
 
 
 def test_a_fresh_block_is_the_identity():
