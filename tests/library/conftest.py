@@ -11,6 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+# It needs the packages whose rates it records.
+collect_ignore = ["golden/record.py"]
+
 # Compilation makes the first example slow, and a search that differs from run to run would make
 # an unrelated change fail.
 hypothesis.settings.register_profile("library", deadline=None, derandomize=True, max_examples=40)
