@@ -54,7 +54,7 @@ PAIRS: dict[str, tuple[optax.Schedule, optax.Schedule]] = {
 
 def instructions(function: Callable[..., Any]) -> int:
     """Instructions of the compiled program, those inside of fusions included."""
-    text = jax.jit(function).lower(jnp.int32(0)).compile().as_text()
+    text = jax.jit(function).lower(jnp.int32(0)).compile().as_text() or ""
     found = re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = \S+ ([\w-]+)\(", text, re.MULTILINE)
     return sum(name not in ("parameter", "constant", "fusion", "call") for name in found)
 
@@ -129,7 +129,7 @@ def ratios(rounds: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measures what a schedule costs.")
     parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
     parser.add_argument("--rounds", type=int, default=300)
     options = parser.parse_args()

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from optax_warmup import _checks, _json
 from optax_warmup._recipe import steps_in
 from optax_warmup._scaling import linear_scaling, sqrt_scaling
-from optax_warmup._warmup import gradual_warmup
+from optax_warmup._warmup import gradual_warmup, sequence
 
 Scaling = Literal["linear", "sqrt"]
 _RULES: dict[str, Callable[..., float]] = {"linear": linear_scaling, "sqrt": sqrt_scaling}
@@ -203,7 +203,7 @@ class BatchSizePhases:
                 itertools.pairwise(self._rates), self._warmup_steps, strict=True
             )
         ]
-        return optax.join_schedules(parts, self.boundaries)
+        return sequence(parts, self.boundaries)
 
     def to_json(self) -> str:
         """The phases as a JSON object, with the version of the format."""

@@ -8,7 +8,7 @@ warmup, and joins it on with `optax.join_schedules`. t is the number of updates 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -210,23 +210,42 @@ def join(
 ) -> optax.Schedule:
     """`before` for `warmup_steps` updates, then `after` from its step 0."""
     tail = follow(after, dtype)
-    return tail if warmup_steps == 0 else optax.join_schedules([before, tail], [warmup_steps])
+    if warmup_steps == 0:
+        return tail
+    return sequence([before, tail], [warmup_steps])
+
+
+def sequence(schedules: Sequence[optax.Schedule], boundaries: Sequence[int]) -> optax.Schedule:
+    """`optax.join_schedules`, for any kind of count."""
+    joined = optax.join_schedules(schedules, boundaries)
+    return lambda count: joined(_wide(count))
 
 
 def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Callable[[ArrayLike], jax.Array]:
-    """Any schedule, made fit to be joined: no negative steps, one type, no promotion errors."""
+    """Any schedule, made fit to be joined: for any count, of one type, without promotion errors."""
 
     def tail(count: ArrayLike) -> jax.Array:
-        # During the warmup `join_schedules` asks for negative steps too. It drops the answers, but
-        # a NaN among them (a square root, a power) would still poison the gradients. Python's and
-        # NumPy's integers stay what they are: optax's values differ with the kind, in the last bit.
-        if isinstance(count, int):
-            count = max(count, 0)
-        else:
-            count = (jnp if isinstance(count, jax.Array) else np).maximum(count, 0)
         # Optax's own schedules mix int32 counts with Python floats, which a program under strict
         # promotion must not do. The result gets its type here anyhow.
         with jax.numpy_dtype_promotion("standard"):
-            return jnp.asarray(schedule(count), dtype)
+            return jnp.asarray(schedule(_from_zero(count)), dtype)
 
     return tail
+
+
+def _from_zero(count: ArrayLike) -> ArrayLike:
+    # During a warmup `join_schedules` asks what follows for negative steps too. It drops the
+    # answers, but a NaN among them (a square root, a power) would still poison the gradients.
+    # Python's and NumPy's integers stay what they are: optax's values differ with the kind of the
+    # count, in the last bit.
+    if isinstance(count, int | float):
+        return max(count, 0)
+    return (jnp if isinstance(count, jax.Array) else np).maximum(_wide(count), 0)
+
+
+def _wide(count: Any) -> Any:
+    # Unsigned differences wrap around, and narrow integers cannot hold the boundaries.
+    kind = np.dtype(getattr(count, "dtype", np.int32))
+    if kind.kind == "u" or (kind.kind == "i" and kind.itemsize < 4):
+        return count.astype(np.int32)
+    return count

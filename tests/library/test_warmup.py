@@ -131,10 +131,30 @@ def test_followers_pass_through_to_the_bit(warmup, follower, steps):
     np.testing.assert_array_equal(jax.vmap(joined)(t + steps), expected)
 
 
-@each_warmup
-def test_settings_of_a_training_loop(warmup):
+EVERYTHING = {
+    **{name: make(5, FOLLOWERS["cosine"]) for name, make in WARMUPS.items()},
+    "skip_init": ow.gradual_warmup(0.0, 1.0, 5, skip_init=True),
+    "damped": ow.damped_warmup(FOLLOWERS["linear"], ow.exponential_damping(5.0)),
+    "piecewise": ow.warmup_piecewise_decay(0.1, 3.2, 5, {9: 0.1, 15: 0.1}),
+    "values": ow.piecewise_values([3.2, 1.0, 2.0], [5, 15]),
+    "inverse_sqrt": ow.inverse_sqrt_decay(3.2, 5),
+    "stable": ow.warmup_stable_decay(0.1, 3.2, 5, 5, 5, decay="sqrt"),
+    "recipe": ow.LargeMinibatchRecipe(
+        num_examples=1000, num_workers=10, num_epochs=9, warmup_epochs=2, milestones=(5, 7)
+    ).schedule(),
+    "phases": ow.BatchSizePhases(
+        num_examples=1000,
+        phases=tuple(
+            ow.BatchSizePhase(num_epochs=4, batch_size=size, warmup_epochs=1) for size in (300, 400)
+        ),
+    ).schedule(),
+}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_settings_of_a_training_loop(name):
     """jit, vmap and scan give what plain calls give, and no step makes JAX trace again."""
-    schedule = WARMUPS[warmup](5, FOLLOWERS["cosine"])
+    schedule = EVERYTHING[name]
     t = jnp.arange(50)
     plain = np.stack([schedule(int(step)) for step in t])
     traces = 0
@@ -149,14 +169,32 @@ def test_settings_of_a_training_loop(warmup):
     assert traces == 1
     np.testing.assert_allclose(jax.vmap(schedule)(t), plain, rtol=1e-6)
     _, scanned = jax.lax.scan(lambda step, _: (step + 1, schedule(step)), jnp.int32(0), length=50)
+    assert scanned.dtype == jnp.float32
     np.testing.assert_allclose(scanned, plain, rtol=1e-6)
 
 
-@each_warmup
-def test_no_tracer_leaks(warmup):
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_no_tracer_leaks(name):
     with jax.checking_leaks():
-        jax.jit(lambda step: WARMUPS[warmup](5, FOLLOWERS["cosine"])(step))(3)
-        jax.jit(WARMUPS[warmup](5, FOLLOWERS["piecewise"]))(3)
+        jax.jit(EVERYTHING[name])(3)
+
+
+def test_no_tracer_leaks_from_a_factory_inside_jit():
+    with jax.checking_leaks():
+        for make in WARMUPS.values():
+            jax.jit(lambda step, make=make: make(5, FOLLOWERS["cosine"])(step))(3)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "uint32", "uint64"])
+def test_integers_that_cannot_hold_the_difference(name, kind):
+    """Unsigned differences wrap around, and a narrow integer is less than most boundaries."""
+    for step in (0, 4, 20, 120):
+        expected = EVERYTHING[name](step)
+        for count in (np.dtype(kind).type(step), jnp.asarray(step, kind.replace("64", "32"))):
+            np.testing.assert_allclose(EVERYTHING[name](count), expected, rtol=1e-6)
+    long = ow.gradual_warmup(0.1, 3.2, 100_000)
+    np.testing.assert_allclose(long(jnp.asarray(100, jnp.int8)), 0.1031, rtol=1e-6)
 
 
 TRACED = {
