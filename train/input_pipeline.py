@@ -64,8 +64,7 @@ def open_dataset(config: Config) -> Dataset:
     builder: Any
     try:
         if config.dataset == Digits.name:
-            builder = Digits(data_dir=data_dir, file_format="array_record")
-            builder.download_and_prepare()
+            builder = _prepared_digits(data_dir)
         else:
             builder = read_only_builder.builder_from_files(config.dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -74,13 +73,24 @@ def open_dataset(config: Config) -> Dataset:
             f"'tfds build {config.dataset} --file_format=array_record --data_dir={data_dir}' "
             "or set --data-dir"
         ) from None
+    except ValueError as error:
+        raise UsageError(
+            f"--dataset {config.dataset} cannot be opened; a name is NAME, NAME/CONFIG or "
+            f"NAME/CONFIG:VERSION ({str(error).splitlines()[0]})"
+        ) from None
     except OSError as error:
         raise UsageError(f"--data-dir {data_dir} cannot be used: {error}") from None
-    features = builder.info.features
-    if not {"image", "label"} <= set(features):
+    features = dict(builder.info.features.items())
+    if not (
+        isinstance(features.get("image"), tfds.features.Image)
+        and isinstance(features.get("label"), tfds.features.ClassLabel)
+    ):
+        found = ", ".join(
+            f"{name} ({type(kind).__name__})" for name, kind in sorted(features.items())
+        )
         raise UsageError(
-            f"--dataset {config.dataset} has the features {sorted(features)}; needed are "
-            "'image' and 'label'"
+            f"--dataset {config.dataset} has the features {found}; needed are image (Image) and "
+            "label (ClassLabel)"
         )
     splits = builder.info.splits
     held_out = next((name for name in ("validation", "test") if name in splits), None)
@@ -105,6 +115,17 @@ def open_dataset(config: Config) -> Dataset:
         train=train,
         evaluation=evaluation,
     )
+
+
+def _prepared_digits(data_dir: Path) -> Digits:
+    builder = Digits(data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        # Another process may have begun at the same time and been first: then they are there now.
+        builder = Digits(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    return builder
 
 
 @functools.lru_cache(maxsize=2)  # around the end of an epoch two are in use
