@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from optax_warmup import _checks
-from optax_warmup._warmup import follow, gradual_warmup, join
+from optax_warmup._warmup import Schedule, follow, gradual_warmup, join
 
 Decay = Literal["linear", "cosine", "sqrt"]
 
@@ -31,7 +31,7 @@ def warmup_piecewise_decay(
     *,
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Gradual warmup, then one drop of the learning rate at each boundary.
 
     .. math::
@@ -93,7 +93,7 @@ def warmup_piecewise_decay(
 
 def piecewise_values(
     values: Sequence[ArrayLike], boundaries: Sequence[int], *, dtype: DTypeLike = jnp.float32
-) -> optax.Schedule:
+) -> Schedule:
     r"""Holds each of several learning rates in turn.
 
     .. math::
@@ -139,7 +139,7 @@ def piecewise_values(
 
 def inverse_sqrt_decay(
     init_value: ArrayLike, timescale: float, *, dtype: DTypeLike = jnp.float32
-) -> optax.Schedule:
+) -> Schedule:
     r"""Decays with the inverse square root of the step.
 
     .. math::
@@ -192,7 +192,7 @@ def warmup_stable_decay(
     decay: Decay = "linear",
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Gradual warmup, a long hold at the peak, and a decay to the end value.
 
     .. math::
@@ -262,7 +262,7 @@ def warmup_stable_decay(
     )
 
 
-def _sqrt_fall(top: ArrayLike, end: float, steps: int, dtype: np.dtype[Any]) -> optax.Schedule:
+def _sqrt_fall(top: ArrayLike, end: float, steps: int, dtype: np.dtype[Any]) -> Schedule:
     last = _checks.constant(end, dtype)
 
     def fall(count: ArrayLike) -> jax.Array:

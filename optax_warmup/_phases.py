@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
 import jax.numpy as jnp
-import optax
 from jax.typing import DTypeLike
 
 from optax_warmup import _checks, _json
 from optax_warmup._recipe import steps_in
 from optax_warmup._scaling import linear_scaling, sqrt_scaling
-from optax_warmup._warmup import gradual_warmup, sequence
+from optax_warmup._warmup import Schedule, gradual_warmup, sequence
 
 Scaling = Literal["linear", "sqrt"]
 _RULES: dict[str, Callable[..., float]] = {"linear": linear_scaling, "sqrt": sqrt_scaling}
@@ -187,7 +186,7 @@ class BatchSizePhases:
         passed = sum(boundary <= number for boundary in self.boundaries)
         return self.phases[passed].batch_size
 
-    def schedule(self, *, dtype: DTypeLike = jnp.float32) -> optax.Schedule:
+    def schedule(self, *, dtype: DTypeLike = jnp.float32) -> Schedule:
         """The phases as one optax schedule over optimizer updates.
 
         Args:

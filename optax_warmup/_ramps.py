@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from optax_warmup import _checks
-from optax_warmup._warmup import follow, join
+from optax_warmup._warmup import Schedule, follow, join
 
 
 def exponential_warmup(
@@ -27,7 +27,7 @@ def exponential_warmup(
     *,
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Raises the learning rate by the same factor at each update, then hands over.
 
     .. math::
@@ -117,7 +117,7 @@ def ramp_warmup(
     *,
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Raises the learning rate along any curve, then hands over.
 
     .. math::
@@ -181,7 +181,7 @@ def ramp_warmup(
 
 def damped_warmup(
     schedule: optax.Schedule, damping: optax.Schedule, *, dtype: DTypeLike = jnp.float32
-) -> optax.Schedule:
+) -> Schedule:
     r"""Multiplies a schedule by a warmup, without delaying it.
 
     .. math::
@@ -218,7 +218,7 @@ def damped_warmup(
     return lambda count: first(count) * second(count)
 
 
-def exponential_damping(time_constant: float, *, dtype: DTypeLike = jnp.float32) -> optax.Schedule:
+def exponential_damping(time_constant: float, *, dtype: DTypeLike = jnp.float32) -> Schedule:
     r"""A factor that comes near 1 without ever reaching it, for `damped_warmup`.
 
     .. math::

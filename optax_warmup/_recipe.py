@@ -12,13 +12,12 @@ from typing import Any, Literal, cast, get_args
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import DTypeLike
 
 from optax_warmup import _checks, _json
 from optax_warmup._decay import warmup_piecewise_decay
 from optax_warmup._scaling import linear_scaling
-from optax_warmup._warmup import constant_warmup
+from optax_warmup._warmup import Schedule, constant_warmup
 
 Warmup = Literal["auto", "none", "constant", "gradual"]
 
@@ -196,7 +195,7 @@ class LargeMinibatchRecipe:
         """`milestone_steps` with the factor at each, as optax wants them."""
         return dict.fromkeys(self.milestone_steps, self.decay_factor)
 
-    def schedule(self, *, dtype: DTypeLike = jnp.float32) -> optax.Schedule:
+    def schedule(self, *, dtype: DTypeLike = jnp.float32) -> Schedule:
         """The recipe as an optax schedule over optimizer updates.
 
         Args:

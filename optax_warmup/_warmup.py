@@ -19,6 +19,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from optax_warmup import _checks
 
+# Narrower than `optax.Schedule`, which may also return a Python number.
+Schedule = Callable[[ArrayLike], jax.Array]
+
 
 def constant_warmup(
     init_value: ArrayLike,
@@ -26,7 +29,7 @@ def constant_warmup(
     after: optax.Schedule,
     *,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Holds a low learning rate, then hands over to another schedule in one jump.
 
     .. math::
@@ -74,7 +77,7 @@ def gradual_warmup(
     *,
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Raises the learning rate by the same amount at each update, then hands over.
 
     .. math::
@@ -135,7 +138,7 @@ def gradual_warmup_scheduler(
     after: optax.Schedule | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Gradual warmup with the arguments of PyTorch's GradualWarmupScheduler.
 
     .. math::
@@ -186,7 +189,7 @@ def gradual_warmup_scheduler(
 
 def _line(
     init: _checks.Rate, peak: _checks.Rate, steps: int, offset: int, dtype: np.dtype[Any]
-) -> optax.Schedule:
+) -> Schedule:
     if steps == 0:
         return lambda count: _checks.constant(peak, dtype)
     # Dividing in float64, here, leaves one rounding in the slope and none in t. Optax's form,
@@ -207,7 +210,7 @@ def _line(
 
 def join(
     before: optax.Schedule, warmup_steps: int, after: optax.Schedule, dtype: np.dtype[Any]
-) -> optax.Schedule:
+) -> Schedule:
     """`before` for `warmup_steps` updates, then `after` from its step 0."""
     tail = follow(after, dtype)
     if warmup_steps == 0:
@@ -215,13 +218,13 @@ def join(
     return sequence([before, tail], [warmup_steps])
 
 
-def sequence(schedules: Sequence[optax.Schedule], boundaries: Sequence[int]) -> optax.Schedule:
+def sequence(schedules: Sequence[optax.Schedule], boundaries: Sequence[int]) -> Schedule:
     """`optax.join_schedules`, for any kind of count."""
     joined = optax.join_schedules(schedules, boundaries)
-    return lambda count: joined(_wide(count))
+    return lambda count: jnp.asarray(joined(_wide(count)))
 
 
-def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Callable[[ArrayLike], jax.Array]:
+def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Schedule:
     """Any schedule, made fit to be joined: for any count, of one type, without promotion errors."""
 
     def tail(count: ArrayLike) -> jax.Array:

@@ -39,7 +39,7 @@ def x64() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """JAX's 64-bit types for the length of a `with` block."""
     if hasattr(jax, "enable_x64"):
         return lambda: jax.enable_x64(True)
-    from jax.experimental import enable_x64  # until JAX 0.8
+    from jax.experimental import enable_x64  # pyright: ignore  # until JAX 0.8
 
     return enable_x64
 

@@ -11,6 +11,8 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "schedule.py"
 @pytest.fixture(scope="module")
 def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_schedule", PATH)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

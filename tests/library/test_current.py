@@ -1,5 +1,8 @@
 """`current_learning_rate` against the step that was really made, in every kind of state."""
 
+# Optax types its states as any tree, and bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,8 @@
 """Decays of this library, and what their boundaries count from."""
 
+# Bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

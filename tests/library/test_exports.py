@@ -49,7 +49,7 @@ def test_exported_names():
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - STATES))
 def test_docstrings_have_every_part_in_order(name):
-    text = inspect.getdoc(getattr(ow, name))
+    text = inspect.getdoc(getattr(ow, name)) or ""
     parts = ["Args:", "Returns:", "Raises:", "Examples:", "Source:"]
     if inspect.isclass(getattr(ow, name)):
         parts.remove("Returns:")
@@ -76,7 +76,9 @@ def roots(nodes):
     names = set()
     for node in nodes:
         modules = (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
         )
         names |= {module.split(".")[0] for module in modules}
     return names

@@ -1,5 +1,8 @@
 """Folded momentum: equation 10 with its correction is equation 9, and without it is not."""
 
+# Optax types its states as any tree, and bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,8 @@
 """Phases of different minibatches: rates, clocks, and no example lost in counting."""
 
+# Bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+
 import json
 import pickle
 

@@ -1,5 +1,8 @@
 """`python -m optax_warmup`: what it prints and writes, and how it says no."""
 
+# Bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+
 import csv
 import json
 import subprocess

@@ -1,5 +1,8 @@
 """Scaling rules against their equations."""
 
+# Bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

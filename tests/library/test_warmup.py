@@ -1,5 +1,8 @@
 """Constant and gradual warmup: exact at every step, for every kind of step, in every setting."""
 
+# Bad arguments are meant to be bad.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+
 import functools
 
 import jax

@@ -10,6 +10,9 @@ It writes one JSON file for each package: its version, and cases with the name o
 `docs/coming-from.md`, the arguments as that row calls them, and the rate at each step from 0.
 """
 
+# None of these is installed where the library is checked.
+# pyright: reportMissingImports=false
+
 # The names are those of the documentation, and no function outlives the loop that it is made in.
 # ruff: noqa: B023, N803, N806
 
