@@ -75,6 +75,13 @@ class Config:
     base_batch_size: int = 256
     """Size of the minibatch to which the base learning rate belongs."""
 
+    optimizer: Literal["sgd", "lars", "lamb"] = "sgd"
+    """sgd is the paper's; lars and lamb want learning rates of their own."""
+
+    init_from: Path | None = None
+    """A run's workdir, or one of its checkpoints, from whose network to start; the head is new
+    where the number of classes differs. The warmup is constant then, unless another is named."""
+
     accumulation_steps: int = 1
     """Parts in which a minibatch goes through a device, to bound memory; changes no number."""
 
@@ -83,6 +90,9 @@ class Config:
 
     seed: int = 0
     """Of the initial parameters, the order of the data and the augmentation."""
+
+    seeds: tuple[int, ...] = ()
+    """Make one run for each of these seeds, in WORKDIR/seed-N, and score them together."""
 
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
@@ -123,19 +133,27 @@ class Config:
                 "give all three or none"
             )
 
+    @property
+    def batch_size(self) -> int:
+        """The minibatch kn."""
+        return self.num_workers * self.batch_size_per_worker
+
     def large_minibatch_recipe(self, num_examples: int) -> LargeMinibatchRecipe:
         """Turn epochs into steps for a training set of `num_examples` images.
 
         Raises:
             UsageError: if the recipe is impossible, such as a warmup longer than the run.
         """
+        warmup = self.warmup
+        if warmup == "auto" and self.init_from and self.batch_size > self.base_batch_size:
+            warmup = "constant"  # what the paper keeps it for (section 2.2)
         try:
             return LargeMinibatchRecipe(
                 num_examples=num_examples,
                 batch_size_per_worker=self.batch_size_per_worker,
                 num_workers=self.num_workers,
                 num_epochs=self.num_epochs,
-                warmup=self.warmup,
+                warmup=warmup,
                 warmup_epochs=self.warmup_epochs,
                 milestones=self.milestones,
                 base_learning_rate=self.base_learning_rate,
@@ -147,6 +165,17 @@ class Config:
     def to_json(self) -> str:
         """Write every field as JSON, paths as strings."""
         return json.dumps(dataclasses.asdict(self), default=str, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        for name, value in fields.items():
+            if isinstance(value, list):
+                fields[name] = tuple(value)
+            elif name in ("workdir", "data_dir", "init_from") and value is not None:
+                fields[name] = Path(value)
+        return cls(**fields)
 
 
 # What may change between the two halves of a resumed run, because no number depends on it.

@@ -6,21 +6,20 @@ import time
 import jax
 
 from optax_warmup import LargeMinibatchRecipe
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, load_network
 from train.config import Config
 from train.display import Display, outcome, plan
+from train.evaluation import error_rates, predict
 from train.input_pipeline import (
     Dataset,
-    Examples,
-    evaluation_minibatches,
     open_dataset,
     training_minibatches,
 )
 from train.metrics import MetricsLog, Record, top1_error_median_last5
 from train.optimizer import make_optimizer
 from train.plots import plot_curves
-from train.state import TrainState, initial_state, params_digest
-from train.step import StepMetrics, Steps, abstract_minibatch, make_steps
+from train.state import initial_state, params_digest, transplant
+from train.step import StepMetrics, abstract_minibatch, make_steps
 from train.stop import StopOnSignal
 from train.workdir import claim, finished, write_whole
 from train.workers import Workers, make_workers
@@ -59,11 +58,14 @@ def _train(
     display: Display,
     stop: StopOnSignal,
 ) -> int:
-    optimizer = make_optimizer(recipe.schedule())
+    optimizer = make_optimizer(recipe.schedule(), config.optimizer)
     steps = make_steps(config, dataset.num_classes, optimizer, workers)
     checkpoints = Checkpoints(config.workdir / "checkpoints")
     state = initial_state(config, dataset.num_classes, optimizer, workers)
-    state = checkpoints.restore(like=state) or state
+    if restored := checkpoints.restore(like=state):
+        state = restored
+    elif config.init_from is not None:
+        state = transplant(load_network(config.init_from, workers), into=state)
     step = first_step = int(state.step)
     if first_step:
         display.say(f"resuming after step {first_step}")
@@ -96,7 +98,7 @@ def _train(
 
     unread: tuple[int, StepMetrics] | None = None
     for rows in training_minibatches(dataset, config, workers, first_step, last_step):
-        state, metrics = train_step(state, to_devices(rows, workers))
+        state, metrics = train_step(state, jax.tree.map(workers.to_devices, rows))
         step += 1
         if unread:  # the update before, read while this one runs
             write(read(*unread))
@@ -106,7 +108,9 @@ def _train(
         record = read(*unread)
         unread = None
         if ends_epoch(step):
-            record |= evaluate(state, steps, dataset, config, workers)
+            record |= error_rates(
+                *predict(state.params, state.batch_stats, steps, dataset, config, workers)
+            )
         write(record)
         if (step // epoch_steps) % config.checkpoint_every_epochs == 0 or stop.requested:
             checkpoints.save(step, state)
@@ -116,40 +120,22 @@ def _train(
     checkpoints.save(step, state)
     checkpoints.close()
     log.close()
-    plot_curves(log.records, config.workdir / "curves.png", f"{config.recipe}: {config.model}")
-    if step < last_step:
-        display.say(f"stopped after step {step} of {last_step} and saved; the same command goes on")
-        return STOPPED
     summary = {
         "top1_error_median_last5": top1_error_median_last5(log.records, epoch_steps),
         "num_steps": step,
         "num_examples_seen": step * workers.batch_size,
         "params_digest": params_digest(state.params),
     }
-    write_whole(config.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if jax.process_index() == 0:
+        title = f"{config.recipe}: {config.model}"
+        plot_curves(log.records, config.workdir / "curves.png", title)
+        if step == last_step:
+            write_whole(config.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if step < last_step:
+        display.say(f"stopped after step {step} of {last_step} and saved; the same command goes on")
+        return STOPPED
     display.say(outcome(config.workdir, summary))
     return DONE
-
-
-def to_devices(rows: Examples, workers: Workers) -> Examples:
-    """Send this process's rows of a minibatch on their way to its devices."""
-    return Examples(workers.to_devices(rows.images), workers.to_devices(rows.labels))
-
-
-def evaluate(
-    state: TrainState, steps: Steps, dataset: Dataset, config: Config, workers: Workers
-) -> Record:
-    """Count errors over every evaluation image exactly once; fractions."""
-    totals = [0, 0, 0]
-    for rows in evaluation_minibatches(dataset, config, workers):
-        counts = steps.evaluate(state.params, state.batch_stats, to_devices(rows, workers))
-        totals = [total + int(count) for total, count in zip(totals, counts, strict=True)]
-    num_examples, top1_errors, top5_errors = totals
-    return {
-        "eval/top1_error": top1_errors / num_examples,
-        "eval/top5_error": top5_errors / num_examples,
-        "eval/num_examples": num_examples,
-    }
 
 
 class Clock:

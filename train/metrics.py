@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 
 from train.workdir import write_whole
@@ -25,6 +26,8 @@ def read_records(path: Path) -> list[Record]:
 class MetricsLog:
     """The metrics of one run, going on after `step` updates; later records are forgotten.
 
+    Every process keeps the records; process 0 alone writes them.
+
     Args:
         workdir: of the run.
         step: updates made by the state from which the run goes on.
@@ -33,15 +36,21 @@ class MetricsLog:
     def __init__(self, workdir: Path, step: int) -> None:
         path = workdir / "metrics.jsonl"
         self.records = [record for record in read_records(path) if record["step"] <= step]
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a")
+        # Flushed often: what a kill keeps from the disk could not be written again after a resume.
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+            str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=1
         )
 
     def write(self, record: Record) -> None:
         """Append one record, whole, to metrics.jsonl and TensorBoard."""
         self.records.append(record)
+        if not self._writes:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
@@ -50,8 +59,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush everything to disk."""
-        self._file.close()
-        self._tensorboard.close()
+        if self._writes:
+            self._file.close()
+            self._tensorboard.close()
 
 
 def top1_error_median_last5(records: list[Record], steps_per_epoch: int) -> float | None:

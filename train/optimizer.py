@@ -1,6 +1,7 @@
-"""The optimizer of the paper's section 5.1, as an optax chain."""
+"""The optimizers: SGD as in the paper's section 5.1, and LARS and LAMB beside it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import optax
@@ -18,16 +19,48 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
-def make_optimizer(learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum 0.9 and weight decay 1e-4 in the gradient.
+def make_optimizer(
+    learning_rate: optax.Schedule,
+    name: Literal["sgd", "lars", "lamb"] = "sgd",
+    mask: Callable[[Any], Any] = decay_mask,
+) -> optax.GradientTransformation:
+    """The optimizer of a run. The learning rate is injected: the state holds the one applied.
 
-    The decay is a term of the loss, so it enters before the momentum; scaling the loss would not
-    scale it (paper, section 3, remark 1). `optax.sgd` keeps the learning rate out of the velocity
-    (eq. 9), so a change of the rate needs no momentum correction (remark 2). The hyperparameters
-    are injected so that the state holds the rate that was applied.
+    `sgd` is the paper's: Nesterov momentum 0.9 and weight decay 1e-4 as a term of the gradient,
+    before the momentum, so that scaling the loss would not be scaling the rate (section 3, remark
+    1). `optax.sgd` keeps the rate out of the velocity (eq. 9), so a change of the rate needs no
+    momentum correction (remark 2). `lars` (You et al. 2017, arXiv:1708.03888) and `lamb` (You et
+    al. 2019, arXiv:1904.00962) scale each layer's update to its weights, for minibatches past 8k;
+    they want learning rates of their own.
+
+    Args:
+        learning_rate: schedule over updates.
+        name: of the optimizer.
+        mask: of a tree of parameters, which of them decay (and, for `lars`, are scaled by layer).
     """
+    if name == "lars":
+        lars = optax.inject_hyperparams(
+            optax.lars,
+            static_args=(
+                "weight_decay", "weight_decay_mask", "trust_coefficient", "eps",
+                "trust_ratio_mask", "momentum", "nesterov",
+            ),
+        )  # fmt: skip
+        return lars(
+            learning_rate,
+            weight_decay=WEIGHT_DECAY,
+            weight_decay_mask=mask,
+            trust_ratio_mask=mask,
+            momentum=MOMENTUM,
+            nesterov=True,
+        )
+    if name == "lamb":
+        lamb = optax.inject_hyperparams(
+            optax.lamb, static_args=("b1", "b2", "eps", "eps_root", "weight_decay", "mask")
+        )
+        return lamb(learning_rate, weight_decay=WEIGHT_DECAY, mask=mask)
     sgd = optax.inject_hyperparams(optax.sgd, static_args=("momentum", "nesterov"))
     return optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY, decay_mask),
-        sgd(learning_rate=learning_rate, momentum=MOMENTUM, nesterov=True),
+        optax.add_decayed_weights(WEIGHT_DECAY, mask),
+        sgd(learning_rate, momentum=MOMENTUM, nesterov=True),
     )

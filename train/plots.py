@@ -1,36 +1,48 @@
 """The picture of a run: errors and learning rate over epochs."""
 
 import itertools
+import math
 import statistics
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.metrics import Record
 
 
 def plot_curves(records: list[Record], path: Path, title: str) -> None:
-    """Draw training and test error, and the learning rate, over epochs (paper, figure 2).
+    """Write the picture of a run as a PNG.
 
     Args:
         records: of metrics.jsonl.
         path: of the PNG.
         title: of the picture.
     """
+    draw_curves(records, title).savefig(path, dpi=100)
+
+
+def draw_curves(records: list[Record], title: str) -> Figure:
+    """Draw training and test error, and the learning rate, over epochs (paper, figure 2)."""
     train = [r for r in records if "train/top1_error" in r]
     evaluations = [r for r in records if "eval/top1_error" in r]
-    # Single minibatches are noisy: the mean of those logged in an epoch stands at its end.
-    epochs = [
-        (epoch, statistics.mean(100 * r["train/top1_error"] for r in group))
-        for epoch, group in itertools.groupby(train, key=lambda r: -int(-r["epoch"] // 1))
-    ]
+    # Single minibatches are noisy: the mean of those logged in an epoch stands at the last of them.
+    by_epoch = [list(group) for _, group in itertools.groupby(train, key=_number_of_epoch)]
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     errors, rate = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    if epochs:
-        errors.plot(*zip(*epochs, strict=True), color="tab:blue", ls="--", label="training error")
+    _draw(
+        errors,
+        [group[-1]["epoch"] for group in by_epoch],
+        [100 * statistics.mean(r["train/top1_error"] for r in group) for group in by_epoch],
+        color="tab:blue",
+        ls="--",
+        label="training error",
+    )
     if evaluations:
-        errors.plot(
+        _draw(
+            errors,
             [r["epoch"] for r in evaluations],
             [100 * r["eval/top1_error"] for r in evaluations],
             color="tab:orange",
@@ -39,9 +51,22 @@ def plot_curves(records: list[Record], path: Path, title: str) -> None:
     errors.set(ylabel="top-1 error (%)", title=title, ylim=(0, None))
     errors.legend()
     errors.grid(alpha=0.3)
-    rate.plot(
-        [r["epoch"] for r in train], [r["train/learning_rate"] for r in train], color="tab:green"
+    _draw(
+        rate,
+        [r["epoch"] for r in train],
+        [r["train/learning_rate"] for r in train],
+        color="tab:green",
     )
     rate.set(ylabel="learning rate", xlabel="epoch", yscale="log")
     rate.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    return figure
+
+
+def _number_of_epoch(record: Record) -> int:
+    """Epoch 1 lasts from just after 0 to 1, where its last update has been made."""
+    return math.ceil(record["epoch"])
+
+
+def _draw(axes: Axes, epochs: list[float], values: list[float], **style: Any) -> None:
+    # A line through a single point would not be seen.
+    axes.plot(epochs, values, marker="." if len(values) == 1 else "", **style)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from train.config import Config
+from train.config import Config, UsageError
 from train.resnet import ARCHITECTURES, ResNet
 from train.workers import Workers
 
@@ -27,6 +27,18 @@ class TrainState:
     """Running averages of batch normalisation, float32."""
     opt_state: optax.OptState
     """Of the optimizer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a checkpoint says of a network alone; trees of arrays, with names as keys."""
+
+    step: int
+    """Number of updates made."""
+    params: Any
+    """Float32."""
+    batch_stats: Any
+    """Running averages of batch normalisation, float32."""
 
 
 def make_network(config: Config, num_classes: int) -> ResNet:
@@ -57,6 +69,51 @@ def initial_state(
         )
 
     return jax.jit(make, out_shardings=workers.replicated)()
+
+
+def transplant(network: Network, into: TrainState) -> TrainState:
+    """Start from a trained network: its parameters and running averages in a fresh state.
+
+    The head stays fresh where it has another number of classes.
+
+    Args:
+        network: what was trained.
+        into: the initial state of the run that goes on from it.
+
+    Raises:
+        UsageError: if any other array does not fit; it is named with both shapes.
+    """
+
+    def graft(fresh: Any, trained: Any) -> Any:
+        by_name = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained)}
+        names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(fresh)}
+        if names != by_name.keys():
+            odd = ", ".join(sorted(names ^ by_name.keys())[:3])
+            raise UsageError(f"--init-from holds another network: only one of the two has {odd}")
+
+        def choose(path: Any, leaf: jax.Array) -> jax.Array:
+            name = _name(path)
+            found = by_name[name]
+            if found.shape == leaf.shape:
+                return found
+            if name.startswith("head/"):
+                return leaf
+            raise UsageError(
+                f"--init-from does not fit: {name} has the shape {found.shape} there and "
+                f"{leaf.shape} here"
+            )
+
+        return jax.tree_util.tree_map_with_path(choose, fresh)
+
+    return dataclasses.replace(
+        into,
+        params=graft(into.params, network.params),
+        batch_stats=graft(into.batch_stats, network.batch_stats),
+    )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(entry.key) for entry in path)
 
 
 def params_digest(params: Any) -> str:

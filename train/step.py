@@ -14,9 +14,11 @@ from flax import nnx
 from optax_warmup import current_learning_rate
 from train.config import Config
 from train.images import normalize
-from train.input_pipeline import NO_LABEL, Examples
+from train.input_pipeline import Examples
 from train.state import TrainState, make_network
 from train.workers import Workers
+
+NO_CLASS = -2  # predicted where the logits are not finite; the label of no image, nor of padding
 
 
 class StepMetrics(NamedTuple):
@@ -28,12 +30,13 @@ class StepMetrics(NamedTuple):
     """The rate that was applied."""
 
 
-class EvaluationCounts(NamedTuple):
-    """Of one evaluation minibatch, as int32 scalars on the device."""
+class Predictions(NamedTuple):
+    """Of one evaluation minibatch, for each of its images, (A, kn/A, ...), on every device."""
 
-    num_examples: jax.Array
-    top1_errors: jax.Array
-    top5_errors: jax.Array
+    labels: jax.Array
+    """The right class, or `NO_LABEL`; int32."""
+    classes: jax.Array
+    """The likeliest five classes, or all where there are fewer, likeliest first; int32."""
 
 
 class Steps(NamedTuple):
@@ -42,7 +45,7 @@ class Steps(NamedTuple):
     train: Any
     """(TrainState, Examples) -> (TrainState, StepMetrics); the state given is used up."""
     evaluate: Any
-    """(params, batch_stats, Examples) -> EvaluationCounts."""
+    """(params, batch_stats, Examples) -> Predictions."""
 
 
 def abstract_minibatch(config: Config, workers: Workers) -> Examples:
@@ -50,8 +53,8 @@ def abstract_minibatch(config: Config, workers: Workers) -> Examples:
     parts = (workers.accumulation_steps, workers.batch_size // workers.accumulation_steps)
     pixels = (config.image_size, config.image_size, len(config.mean))
     return Examples(
-        jax.ShapeDtypeStruct((*parts, *pixels), jnp.uint8, sharding=workers.minibatch),
-        jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.minibatch),
+        jax.ShapeDtypeStruct((*parts, *pixels), jnp.uint8, sharding=workers.divided),
+        jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.divided),
     )
 
 
@@ -74,7 +77,8 @@ def make_steps(
         loss = cross_entropy.sum() / workers.batch_size
         # Each part carries its share of the mean over all workers.
         new_stats = jax.tree.map(lambda stat: stat / workers.num_parts, new_stats)
-        return loss, (new_stats, _num_errors(logits, part.labels, 1))
+        errors = (logits.argmax(axis=1) != part.labels).sum(dtype=jnp.int32)
+        return loss, (new_stats, errors)
 
     def gradients_of_part(constants: Any, part: Examples) -> Any:
         return jax.value_and_grad(loss_of_part, has_aux=True)(*constants, part)
@@ -93,19 +97,18 @@ def make_steps(
         error = errors.astype(jnp.float32) / workers.batch_size
         return new_state, StepMetrics(loss, error, current_learning_rate(opt_state))
 
-    def counts_of_part(constants: Any, part: Examples) -> EvaluationCounts:
+    def predictions_of_part(constants: Any, part: Examples) -> Predictions:
         params, batch_stats = constants
         logits, _ = apply(params, batch_stats, part.images, train=False)
-        return EvaluationCounts(
-            num_examples=(part.labels != NO_LABEL).sum(dtype=jnp.int32),
-            top1_errors=_num_errors(logits, part.labels, 1),
-            top5_errors=_num_errors(logits, part.labels, 5),
-        )
+        _, classes = jax.lax.top_k(logits, min(5, num_classes))
+        # A network that has blown up predicts nothing; it would be right by chance otherwise.
+        is_sound = jnp.isfinite(logits).all(axis=1, keepdims=True)
+        return Predictions(part.labels, jnp.where(is_sound, classes, NO_CLASS))
 
-    def evaluation_step(params: Any, batch_stats: Any, minibatch: Examples) -> EvaluationCounts:
-        return workers.sum_over_minibatch(counts_of_part, (params, batch_stats), minibatch)
+    def evaluation_step(params: Any, batch_stats: Any, minibatch: Examples) -> Predictions:
+        return workers.map_over_minibatch(predictions_of_part, (params, batch_stats), minibatch)
 
-    whole, divided = workers.replicated, workers.minibatch
+    whole, divided = workers.replicated, workers.divided
     return Steps(
         train=jax.jit(
             train_step, in_shardings=(whole, divided), out_shardings=whole, donate_argnums=0
@@ -114,16 +117,3 @@ def make_steps(
             evaluation_step, in_shardings=(whole, whole, divided), out_shardings=whole
         ),
     )
-
-
-def _num_errors(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """How many examples have fewer than one right answer among their k likeliest classes.
-
-    Padding counts as no error. A class as likely as the right one counts as likelier, so that a
-    network which has collapsed to equal logits is not called right.
-    """
-    right = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)
-    rank = (logits >= right).sum(axis=1, dtype=jnp.int32)  # 1 where nothing else is as likely
-    # NaN compares false and would rank 0; it is never a right answer.
-    wrong = (rank > k) | (rank < 1)
-    return (wrong & (labels != NO_LABEL)).sum(dtype=jnp.int32)

@@ -30,7 +30,8 @@ def claim(config: Config) -> None:
     path = config.workdir / "config.json"
     try:
         config.workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and jax.process_index() == 0:
+        is_free = not (config.workdir / "metrics.jsonl").exists()  # nothing was trained in it yet
+        if is_free and jax.process_index() == 0:
             write_whole(path, config.to_json())
     except OSError as error:
         raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None
@@ -43,8 +44,12 @@ def claim(config: Config) -> None:
 
 def finished(config: Config, last_step: int) -> dict[str, Any] | None:
     """Read the summary of a run that has already made all its steps; None if there is none."""
-    path = config.workdir / "summary.json"
-    if not path.exists():
+    if not (config.workdir / "summary.json").exists():
         return None
-    summary = json.loads(path.read_text())
+    summary = read_summary(config.workdir)
     return summary if summary["num_steps"] >= last_step else None
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """Read the summary of a finished run."""
+    return json.loads((workdir / "summary.json").read_text())

@@ -39,13 +39,18 @@ class Workers:
         return self.num_workers * self.batch_size_per_worker
 
     @property
+    def num_parts(self) -> int:
+        """Into how many slices, one after the other or side by side, a minibatch is divided."""
+        return self.accumulation_steps * self.mesh.devices.size
+
+    @property
     def replicated(self) -> NamedSharding:
         """Of what every device holds whole: parameters, statistics, metrics."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def minibatch(self) -> NamedSharding:
-        """Of arrays of shape (A, kn/A, ...)."""
+    def divided(self) -> NamedSharding:
+        """Of a minibatch: arrays of shape (A, kn/A, ...)."""
         return NamedSharding(self.mesh, PartitionSpec(None, AXIS))
 
     @property
@@ -73,7 +78,7 @@ class Workers:
         parts = rows.reshape(self.accumulation_steps, -1, *rows.shape[1:])
         shape = (self.accumulation_steps, self.batch_size // self.accumulation_steps)
         return jax.make_array_from_process_local_data(
-            self.minibatch, parts, (*shape, *rows.shape[1:])
+            self.divided, parts, (*shape, *rows.shape[1:])
         )
 
     def sum_over_minibatch(
@@ -112,25 +117,44 @@ class Workers:
                 total = jax.lax.fori_loop(0, self.accumulation_steps, add, zeros)
             return jax.lax.psum(total, AXIS)
 
-        return jax.shard_map(
-            on_one_device,
-            mesh=self.mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(None, AXIS)),
-            out_specs=PartitionSpec(),
-        )(constants, minibatch)
+        return self._on_each_device(on_one_device, PartitionSpec())(constants, minibatch)
 
-    @property
-    def num_parts(self) -> int:
-        """Into how many slices `sum_over_minibatch` divides a minibatch."""
-        return self.accumulation_steps * self.mesh.devices.size
+    def map_over_minibatch(
+        self, function: Callable[[Any, Any], T], constants: Any, minibatch: Any
+    ) -> T:
+        """Put together what `function(constants, part)` says of each image of a minibatch.
+
+        Args:
+            function: likewise, to a tree of arrays of shape (kn/(A·D), ...).
+            constants: likewise.
+            minibatch: likewise.
+
+        Returns:
+            That tree with arrays of shape (A, kn/A, ...).
+        """
+
+        def on_one_device(constants: Any, parts: Any) -> T:
+            if self.unroll_accumulation:
+                outcomes = [
+                    function(constants, jax.tree.map(lambda x, index=index: x[index], parts))
+                    for index in range(self.accumulation_steps)
+                ]
+                return jax.tree.map(lambda *xs: jnp.stack(xs), *outcomes)
+            return jax.lax.map(lambda part: function(constants, part), parts)
+
+        return self._on_each_device(on_one_device, self.divided.spec)(constants, minibatch)
+
+    def _on_each_device(self, function: Callable[[Any, Any], T], out_specs: PartitionSpec) -> Any:
+        in_specs = (PartitionSpec(), self.divided.spec)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def make_workers(config: Config, devices: Sequence[jax.Device] | None = None) -> Workers:
+def make_workers(config: Config, devices: Sequence[Any] | None = None) -> Workers:
     """Lay the workers of a run out over devices.
 
     Args:
         config: of the run.
-        devices: all that JAX has, if left out.
+        devices: of JAX; all that it has, if left out.
 
     Raises:
         UsageError: if a device would hold a part of a worker.

@@ -22,10 +22,14 @@ ORDER = [
     "checkpoint",
     "workdir",
     "metrics",
+    "evaluation",
     "plots",
     "display",
     "stop",
     "loop",
+    "seeds",
+    "command_line",
+    "evaluate",
     "__main__",
 ]
 

@@ -33,7 +33,7 @@ def test_each_worker_is_whole_on_one_device(num_devices: int, accumulation_steps
     worker_of_image = np.repeat(workers.local, 4)
     minibatch = workers.to_devices(worker_of_image)
     assert minibatch.shape == (accumulation_steps, 64 // accumulation_steps)
-    assert minibatch.sharding == workers.minibatch
+    assert minibatch.sharding == workers.divided
     # Worker j has images [j·n, (j + 1)·n), in the order of accumulation steps, then devices.
     np.testing.assert_array_equal(np.asarray(minibatch).reshape(-1), np.arange(16).repeat(4))
     for shard in minibatch.addressable_shards:

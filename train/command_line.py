@@ -1,0 +1,56 @@
+"""What the commands of this package share: errors in one line, and starting JAX."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from train.config import UsageError
+
+T = TypeVar("T")
+
+BAD_USAGE = 2
+
+
+def parse(read: Callable[[], T]) -> T:
+    """Call tyro, and make one line of what it says of a wrong command line.
+
+    Raises:
+        UsageError: whatever is wrong.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return read()
+    except SystemExit as ending:
+        if not ending.code:  # --help
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Take the words out of tyro's framed message, without its title and its help texts."""
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()]
+    words = " ".join(line for line in lines[1:] if line)
+    words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
+    return re.sub(r" Perhaps you meant: (\S+).*", r"; perhaps you meant \1", words)
+
+
+def run(prog: str, command: Callable[[], int]) -> int:
+    """Run a command and return its exit code; a user's mistake is one line and no traceback."""
+    try:
+        return command()
+    except UsageError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def simulate_devices(num_devices: int | None) -> None:
+    """Make JAX use this many simulated CPU devices, if any are asked for; before its first use."""
+    if num_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", num_devices)
