@@ -1,0 +1,172 @@
+"""metrics.jsonl and TensorBoard, through kills and resumes, and the score of a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from train.metrics import MetricsLog, Record, read_records, top1_error_median_last5
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def record_of(step: int, **more: Any) -> Record:
+    return {"step": step, "epoch": step / 11, "train/loss": 1 / step, **more}
+
+
+def write_records(workdir: Path, first: int, last: int, scale: float = 1) -> None:
+    """Run from a state after `first` updates to the one after `last`."""
+    log = MetricsLog(workdir, first)
+    for step in range(first + 1, last + 1):
+        log.write(record_of(step) | {"train/loss": scale / step})
+    log.close()
+
+
+def lines_of(workdir: Path) -> list[Record]:
+    text = (workdir / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def curve(workdir: Path, name: str = "train/loss") -> dict[int, float]:
+    """What TensorBoard shows; a step that is there twice is an error."""
+    events = EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    points = events.Scalars(name)
+    steps = [point.step for point in points]
+    assert len(steps) == len(set(steps)), f"twice: {sorted(steps)}"
+    return {point.step: point.value for point in points}
+
+
+def next_second() -> None:
+    """TensorBoard's files are named by the second; no two real runs start in the same one."""
+    time.sleep(1.01 - time.time() % 1)
+
+
+def test_a_run_without_records_has_none(tmp_path: Path):
+    assert read_records(tmp_path / "metrics.jsonl") == []
+
+
+def test_each_record_is_a_line_of_json(tmp_path: Path):
+    log = MetricsLog(tmp_path, 0)
+    records = [record_of(1), record_of(2, **{"eval/top1_error": 0.25, "eval/num_examples": 360})]
+    for record in records:
+        log.write(record)
+        assert lines_of(tmp_path)[-1] == record  # at once, not when the run ends
+    log.close()
+    assert lines_of(tmp_path) == read_records(tmp_path / "metrics.jsonl") == log.records == records
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_half_a_line_after_a_kill_is_dropped(tmp_path: Path, cut: int):
+    write_records(tmp_path, 0, 3)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [record["step"] for record in read_records(path)] == [1, 2]
+    write_records(tmp_path, 2, 4)
+    assert [record["step"] for record in lines_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_records_after_the_state_that_a_run_goes_on_from_are_forgotten(tmp_path: Path):
+    write_records(tmp_path, 0, 5)
+    write_records(tmp_path, 2, 4, scale=10)
+    assert [r["train/loss"] for r in lines_of(tmp_path)] == [1, 1 / 2, 10 / 3, 10 / 4]
+
+
+@pytest.mark.parametrize("resumed_at", [0, 1, 3, 5])
+def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path: Path, resumed_at: int):
+    """Killed after step 5, it went on from the last checkpoint, or from the start."""
+    write_records(tmp_path, 0, 5)
+    next_second()
+    write_records(tmp_path, resumed_at, 7, scale=10)
+    expected = {s: (1 if s <= resumed_at else 10) / s for s in range(1, 8)}
+    found = curve(tmp_path)
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(
+        [found[step] for step in expected], list(expected.values()), rtol=1e-6
+    )
+
+
+def test_tensorboard_has_the_scalars_of_a_record_under_its_step(tmp_path: Path):
+    log = MetricsLog(tmp_path, 0)
+    log.write(record_of(10, **{"eval/top1_error": 0.25}))
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["eval/top1_error", "train/loss"]
+    assert curve(tmp_path, "eval/top1_error") == {10: 0.25}
+
+
+WRITE_UNTIL_KILLED = """
+import sys, time
+from pathlib import Path
+from train.metrics import MetricsLog
+
+log = MetricsLog(Path(sys.argv[1]), 0)
+for step in range(1, 6):
+    log.write({"step": step, "epoch": step / 11, "train/loss": 1 / step})
+print("written", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_was_written_survives_a_kill(tmp_path: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE_UNTIL_KILLED, tmp_path],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "written\n"
+        time.sleep(2.5)  # TensorBoard's events are on disk after a second or two
+        os.kill(run.pid, signal.SIGKILL)
+    assert [record["step"] for record in lines_of(tmp_path)] == [1, 2, 3, 4, 5]
+    assert curve(tmp_path).keys() == {1, 2, 3, 4, 5}
+
+
+def evaluated(steps_and_errors: list[tuple[int, float | None]]) -> list[Record]:
+    return [
+        record_of(step) | ({} if error is None else {"eval/top1_error": error})
+        for step, error in steps_and_errors
+    ]
+
+
+def test_the_score_is_the_median_of_the_last_five_epochs():
+    errors = [0.9, 0.01, 0.5, 0.1, 0.3, 0.2, 0.4]
+    records = evaluated([(11 * (epoch + 1), error) for epoch, error in enumerate(errors)])
+    assert top1_error_median_last5(records, 11) == 0.3  # of 0.5, 0.1, 0.3, 0.2 and 0.4
+
+
+def test_training_records_do_not_enter_the_score():
+    records = evaluated([(10, None), (11, 0.2), (20, None), (22, 0.4), (30, None)])
+    assert top1_error_median_last5(records, 11) == pytest.approx(0.3, rel=1e-12)
+
+
+def test_of_evaluations_between_epochs_only_the_last_counts():
+    # The first run was cut at step 5, the second at step 25; both are on record.
+    records = evaluated([(5, 0.9), (11, 0.2), (22, 0.4), (25, 0.3)])
+    assert top1_error_median_last5(records, 11) == 0.3  # of 0.2, 0.4 and 0.3
+
+
+def test_a_run_without_evaluations_has_no_score():
+    assert top1_error_median_last5(evaluated([(10, None)]), 11) is None
+    assert top1_error_median_last5([], 11) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_the_score_of_whole_epochs_is_numpys_median(errors: list[float]):
+    records = evaluated([(7 * (epoch + 1), error) for epoch, error in enumerate(errors)])
+    expected = np.median(errors[-5:])
+    assert top1_error_median_last5(records, 7) == pytest.approx(expected, rel=1e-12)
