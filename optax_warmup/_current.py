@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from optax_warmup._momentum import FoldedMomentumState
+from optax_warmup._plateau import WarmupPlateauState
+
 
 def current_learning_rate(opt_state: Any, schedule: optax.Schedule | None = None) -> jax.Array:
     """Learning rate of the update that led to this optimizer state.
@@ -67,8 +70,11 @@ _Found = tuple[list[tuple[str, jax.Array]], Any]
 
 
 def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
+    # Leaves go through `asarray` because Flax NNX wraps them in objects of its own.
     if isinstance(node, optax.contrib.ReduceLROnPlateauState):
-        return [], node.scale
+        return [], jnp.asarray(node.scale)
+    if isinstance(node, WarmupPlateauState | FoldedMomentumState):
+        return [(path, jnp.asarray(node.learning_rate))], None
     if isinstance(node, optax.ScaleByScheduleState) and schedule is not None:
         # The count is of updates made; the last one was given the count before it.
         last = jnp.maximum(jnp.asarray(node.count) - 1, 0)
@@ -77,8 +83,6 @@ def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
     hyperparams = getattr(node, "hyperparams", None)
     if isinstance(hyperparams, Mapping) and "learning_rate" in hyperparams:
         here = [(f"{path}.hyperparams", jnp.asarray(hyperparams["learning_rate"]))]
-    elif isinstance(rate := getattr(node, "learning_rate", None), jax.Array):
-        return [(path, rate)], None
     below = [_find(child, place, schedule) for child, place in _children(node, path)]
     rates = here + [rate for found, _ in below for rate in found]
     scale = None

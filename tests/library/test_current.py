@@ -142,3 +142,15 @@ def test_parameters_are_not_taken_for_rates():
 def test_hyperparameters_without_a_rate():
     optimizer = optax.chain(optax.inject_hyperparams(optax.clip)(max_delta=1.0), sgd())
     assert ow.current_learning_rate(optimizer.init(PARAMS)) == RATES[0]
+
+
+def test_inside_an_optimizer_of_flax():
+    """Flax NNX keeps each leaf of the state in an object of its own."""
+    nnx = pytest.importorskip("flax.nnx")
+    for transformation in (sgd(), ow.warmup_then_plateau(0.125, 1.125, 4)):
+        model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+        gradient = nnx.grad(lambda model: jnp.mean(model(jnp.ones((1, 2))) ** 2))(model)
+        for expected in RATES[:3]:
+            optimizer.update(model, gradient, value=jnp.float32(1.0))
+            assert ow.current_learning_rate(optimizer.opt_state) == expected
