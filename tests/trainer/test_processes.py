@@ -1,0 +1,82 @@
+"""Real processes that train one run together, over gloo on this machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train.__main__ import main
+from train.checkpoint import load_network
+from train.recipes import digits
+from train.workers import make_workers
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--num-steps", "20", "--log-every-steps", "1", "--num-devices"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def one_process(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps by one process on 8 devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    assert main([*FLAGS, "8", "--workdir", str(workdir), "--data-dir", str(digits_dir)]) == 0
+    return workdir
+
+
+def test_two_processes_of_four_devices_do_as_one_of_eight(
+    one_process: Path, digits_dir: Path, tmp_path: Path
+):
+    workdir = tmp_path / "run"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    port = free_port()
+    together = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "train", *FLAGS, "4"),
+                *("--workdir", str(workdir), "--data-dir", str(digits_dir)),
+                *("--coordinator-address", f"127.0.0.1:{port}"),
+                *("--num-processes", "2", "--process-id", str(process)),
+            ],
+            cwd=ROOT,
+            env=clean,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in together]
+    assert [process.returncode for process in together] == [0, 0], said
+    assert "8 x cpu, 2 process(es)" in said[0][0]
+    own = [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")]
+    assert own == []  # process 0 alone speaks
+
+    records, expected = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (workdir, one_process)
+    )
+    assert [record["step"] for record in records] == list(range(1, 21))
+    for record, other in zip(records, expected, strict=True):
+        assert record["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
+    assert records[-1]["eval/num_examples"] == 360
+
+    workers = make_workers(digits(), jax.devices())
+    networks = [load_network(folder, workers) for folder in (workdir, one_process)]
+    assert [network.step for network in networks] == [20, 20]
+    for part in ("params", "batch_stats"):
+        got, other = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(getattr(network, part))])
+            for network in networks
+        )
+        assert np.linalg.norm(got - other) < 1e-5 * np.linalg.norm(other)

@@ -1,0 +1,40 @@
+"""Several seeds in one command, scored as the paper scores."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from train.__main__ import main
+
+
+def test_seeds_are_scored_together(
+    digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--num-epochs", "3", "--warmup-epochs", "1", "--milestones", "2", "--seeds", "5", "7"]
+    command = [*flags, "--workdir", str(tmp_path / "runs"), "--data-dir", str(digits_dir)]
+    assert main(command) == 0
+    first_said = capsys.readouterr().out
+    errors = {
+        seed: json.loads((tmp_path / f"runs/seed-{seed}/summary.json").read_text())[
+            "top1_error_median_last5"
+        ]
+        for seed in (5, 7)
+    }
+    score = json.loads((tmp_path / "runs/seeds.json").read_text())
+    assert score["top1_error"] == {str(seed): error for seed, error in errors.items()}
+    mean, deviation = statistics.mean(errors.values()), statistics.stdev(errors.values())
+    assert score["top1_error_mean"] == pytest.approx(mean)
+    assert score["top1_error_std"] == pytest.approx(deviation)
+    assert f"{100 * mean:.2f} ± {100 * deviation:.2f} %" in first_said
+    digests = {
+        json.loads(path.read_text())["params_digest"]
+        for path in tmp_path.glob("runs/*/summary.json")
+    }
+    assert len(digests) == 2
+
+    assert main(command) == 0  # a second run trains nothing and says the same
+    second_said = capsys.readouterr().out
+    assert second_said.count("already finished") == 2
+    assert second_said.splitlines()[-1] == first_said.splitlines()[-1]
