@@ -19,6 +19,8 @@ from jax.typing import DTypeLike
 # Optax counts in int32, so no step beyond this one can be reached.
 MAX_STEP = 2**31 - 1
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 # A rate that has passed the checks: a float, an array in float64, or a value that is being traced.
 Rate = Any
 
@@ -58,8 +60,8 @@ def real(
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be {allowed}, got {value!r}") from None
-    inside = above < number < below and minimum <= number <= maximum
-    if not (math.isfinite(number) and inside):
+    # An infinity fails the strict comparisons, a NaN all of them.
+    if not (above < number < below and minimum <= number <= maximum):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return number
 
@@ -73,9 +75,13 @@ def rate(name: str, value: Any, *, positive: bool = False) -> Rate:
     if isinstance(value, Tracer):
         return cast("Any", value)
     if not isinstance(value, jax.Array | np.ndarray) or value.ndim == 0:
-        return real(name, value, **({"above": 0.0} if positive else {"minimum": 0.0}))
+        number = real(name, value, **({"above": 0.0} if positive else {"minimum": 0.0}))
+        if number > _LARGEST:
+            raise ValueError(f"{name} must be finite in float32, got {value!r}")
+        return number
     array = np.asarray(value, np.float64)
-    if not (np.all(np.isfinite(array)) and np.all(array > 0 if positive else array >= 0)):
+    # A NaN fails both comparisons.
+    if not np.all((array > 0 if positive else array >= 0) & (array <= _LARGEST)):
         sign = "> 0" if positive else ">= 0"
         raise ValueError(f"{name} must hold finite numbers {sign} only, got {value!r}")
     return array

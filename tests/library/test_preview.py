@@ -131,7 +131,6 @@ def test_json_goes_out_and_in(cli, tmp_path):
         (["--vs", "warmup_epochs=99"], "warmup_epochs must be at most num_epochs = 90"),
         (["nowhere.json"], "nowhere.json: No such file or directory"),
         (["--csv", "/nowhere/rates.csv"], "/nowhere/rates.csv: No such file or directory"),
-        (["--png", "rates.movie"], "Format 'movie' is not supported"),
         (
             [f"--vs=num_epochs={90 + n}" for n in range(9)],
             "at most 8 recipes fit in one chart, got 10",
@@ -143,6 +142,14 @@ def test_errors_are_one_line_and_exit_2(cli, words, message):
     assert code == 2
     assert err.startswith("optax_warmup: ")
     assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_picture_of_no_known_kind(cli):
+    pytest.importorskip("matplotlib")
+    code, _, err = cli("--png", "rates.movie")
+    assert code == 2
+    assert err.startswith("optax_warmup: Format 'movie' is not supported")
     assert err.count("\n") == 1
 
 

@@ -298,6 +298,12 @@ def test_bad_rates(rate):
         ow.gradual_warmup(0.0, np.asarray([1.0, np.nan]), 5)
 
 
+@pytest.mark.parametrize("rate", [1e39, np.asarray([1.0, 1e39])])
+def test_rates_that_float32_cannot_hold(rate):
+    with pytest.raises(ValueError, match="peak_value must (be finite in float32|hold finite)"):
+        ow.gradual_warmup(0.0, rate, 5)
+
+
 def test_a_warmup_downwards_is_an_error():
     with pytest.raises(ValueError, match=r"init_value must be at most peak_value = 0\.1, got 3\.2"):
         ow.gradual_warmup(3.2, 0.1, 5)
