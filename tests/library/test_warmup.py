@@ -300,7 +300,7 @@ def test_bad_rates(rate):
 
 @pytest.mark.parametrize("rate", [1e39, np.asarray([1.0, 1e39])])
 def test_rates_that_float32_cannot_hold(rate):
-    with pytest.raises(ValueError, match="peak_value must (be finite in float32|hold finite)"):
+    with pytest.raises(ValueError, match=r"peak_value must (be finite in float32|hold finite)"):
         ow.gradual_warmup(0.0, rate, 5)
 
 
