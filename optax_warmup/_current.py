@@ -66,7 +66,7 @@ def current_learning_rate(opt_state: Any, schedule: optax.Schedule | None = None
 
 
 # Learning rates with their places, and the scale of a plateau that no rate has taken in yet.
-_Found = tuple[list[tuple[str, jax.Array]], Any]
+_Found = tuple[list[tuple[str, jax.Array]], jax.Array | None]
 
 
 def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
@@ -85,13 +85,12 @@ def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
         here = [(f"{path}.hyperparams", jnp.asarray(hyperparams["learning_rate"]))]
     below = [_find(child, place, schedule) for child, place in _children(node, path)]
     rates = here + [rate for found, _ in below for rate in found]
-    scale = None
+    scale: jax.Array | None = None
     for _, other in below:
         if other is not None:
             scale = other if scale is None else scale * other
     if rates and scale is not None:
-        factor = scale
-        return [(place, rate * jnp.asarray(factor, rate.dtype)) for place, rate in rates], None
+        return [(place, rate * scale.astype(rate.dtype)) for place, rate in rates], None
     return rates, scale
 
 

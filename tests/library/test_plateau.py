@@ -81,15 +81,21 @@ def test_rule_at_every_step(values, warmup, patience, cooldown, size, margins, m
     np.testing.assert_allclose(rates(optimizer, values), list(expected), rtol=2e-7)
 
 
+@functools.cache
+def reduce_on_plateau(patience):
+    theirs = optax.contrib.reduce_on_plateau(factor=0.5, patience=patience, cooldown=1)
+    step = jax.jit(lambda state, value: theirs.update(jnp.float32(1.0), state, value=value)[1])
+    return theirs.init(jnp.float32(0.0)), step
+
+
 @needs_standard
 @given(st.lists(st.floats(0.5, 4, width=32), min_size=5, max_size=30), st.integers(1, 3))
 def test_like_optax_for_positive_values(values, patience):
     """After the warmup the scale is that of `optax.contrib.reduce_on_plateau`."""
-    theirs = optax.contrib.reduce_on_plateau(factor=0.5, patience=patience, cooldown=1)
-    state = theirs.init(jnp.float32(0.0))
+    state, step = reduce_on_plateau(patience)
     expected = []
     for value in values:
-        _, state = theirs.update(jnp.float32(1.0), state, value=jnp.float32(value))
+        state = step(state, jnp.float32(value))
         expected.append(float(state.scale))
     ours = ow.warmup_then_plateau(0.5, 1.0, 4, factor=0.5, patience=patience, cooldown=1)
     np.testing.assert_array_equal(rates(ours, [9.0] * 4 + values)[4:], expected)
@@ -167,6 +173,26 @@ def test_state_survives_flattening_and_donation():
         got.append(float(state.learning_rate))
     np.testing.assert_array_equal(got, expected)
     assert step._cache_size() == 1
+
+
+def test_state_through_a_checkpoint_of_orbax(tmp_path):
+    """Saved in the middle of a plateau, restored, and continued as if nothing had been."""
+    orbax = pytest.importorskip("orbax.checkpoint")
+    optimizer = ow.warmup_then_plateau(0.5, 1.0, 2, factor=0.5, patience=3)
+    values = [3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0]
+    state = optimizer.init(jnp.float32(0.0))
+    for value in values[:5]:
+        _, state = optimizer.update(jnp.float32(1.0), state, value=value)
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        state = checkpointer.restore(tmp_path / "state", optimizer.init(jnp.float32(0.0)))
+    assert isinstance(state, ow.WarmupPlateauState)
+    got = []
+    for value in values[5:]:
+        _, state = optimizer.update(jnp.float32(1.0), state, value=value)
+        got.append(float(state.learning_rate))
+    np.testing.assert_array_equal(got, rates(optimizer, values)[5:])
 
 
 def test_gradient_with_respect_to_the_peak():
