@@ -122,8 +122,11 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{flag(name)} is {value}; it must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed is {self.seed}; it must be from 0 to {2**32 - 1}")
+        for name, seed in [("seed", self.seed), *(("seeds", seed) for seed in self.seeds)]:
+            if not 0 <= seed < 2**32:
+                raise UsageError(f"{flag(name)} is {seed}; it must be from 0 to {2**32 - 1}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"--seeds has one of {list(self.seeds)} twice; they must differ")
         if self.image_size < 8:
             raise UsageError(f"--image-size is {self.image_size}; it must be at least 8")
         cluster = (self.coordinator_address, self.num_processes, self.process_id)
@@ -131,6 +134,11 @@ class Config:
             raise UsageError(
                 "--coordinator-address, --num-processes and --process-id belong together: "
                 "give all three or none"
+            )
+        if self.process_id is not None and not 0 <= self.process_id < (self.num_processes or 0):
+            raise UsageError(
+                f"--process-id is {self.process_id}; it must be at least 0 and less than "
+                f"--num-processes, {self.num_processes}"
             )
 
     @property
@@ -202,8 +210,13 @@ def differing_fields(config: Config, saved: str) -> list[str]:
 
     Returns:
         One phrase for each field that differs and may not.
+
+    Raises:
+        ValueError: if `saved` is something else.
     """
     before, now = json.loads(saved), json.loads(config.to_json())
+    if not isinstance(before, dict) or "recipe" not in before:
+        raise ValueError("no configuration of a run")
     return [
         f"{flag(name)} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

@@ -30,12 +30,17 @@ def claim(config: Config) -> None:
     path = config.workdir / "config.json"
     try:
         config.workdir.mkdir(parents=True, exist_ok=True)
+        differences = differing_fields(config, path.read_text()) if path.exists() else []
         is_free = not (config.workdir / "metrics.jsonl").exists()  # nothing was trained in it yet
         if is_free and jax.process_index() == 0:
             write_whole(path, config.to_json())
     except OSError as error:
         raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None
-    if path.exists() and (differences := differing_fields(config, path.read_text())):
+    except ValueError:  # somebody else's file, which must not be overwritten
+        raise UsageError(
+            f"--workdir {config.workdir} holds a config.json that is not a run's; choose another"
+        ) from None
+    if differences and not is_free:
         raise UsageError(
             f"--workdir {config.workdir} holds another run: {'; '.join(differences)}; choose "
             "another --workdir or the same configuration"

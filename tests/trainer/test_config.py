@@ -1,0 +1,210 @@
+"""The configuration: what is refused, and what a resumed run may change."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.config import RESUMABLE_FIELDS, Config, UsageError, differing_fields, flag
+from train.recipes import RECIPES, digits
+
+CLUSTER = {"coordinator_address": "localhost:1234", "num_processes": 2, "process_id": 1}
+
+# A different value, of the right type, for every field.
+OTHER: dict[str, Any] = {
+    "recipe": "another", "workdir": Path("elsewhere"), "dataset": "mnist", "data_dir": Path("data"),
+    "model": "resnet18", "image_size": 16, "augmentation": "shift-flip", "mean": (0.4,),
+    "std": (0.5,), "num_workers": 16, "batch_size_per_worker": 8, "num_epochs": 45.5,
+    "num_steps": 7, "warmup": "none", "warmup_epochs": 2.5, "milestones": (10, 20),
+    "base_learning_rate": 0.2, "base_batch_size": 32, "optimizer": "lars",
+    "init_from": Path("trained"), "accumulation_steps": 2, "dtype": "bfloat16", "seed": 3,
+    "seeds": (1, 2), "log_every_steps": 5, "checkpoint_every_epochs": 3, "num_devices": 2,
+    **CLUSTER,
+}  # fmt: skip
+
+# Where a run goes on is a matter of the machine; all else is the experiment.
+OF_THE_MACHINE = {
+    "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
+    "num_steps", "num_devices", *CLUSTER,
+}  # fmt: skip
+
+
+def usage_error(**changes: Any) -> str:
+    with pytest.raises(UsageError) as error:
+        dataclasses.replace(digits(), **changes)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("value", [0, -3])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "num_workers", "batch_size_per_worker", "image_size", "accumulation_steps",
+        "log_every_steps", "checkpoint_every_epochs", "num_steps", "num_devices",
+    ],
+)  # fmt: skip
+def test_numbers_that_count_start_at_one(field: str, value: int):
+    expected = f"--{field.replace('_', '-')} is {value}; it must be at least 1"
+    assert usage_error(**{field: value}) == expected
+
+
+def test_the_number_of_processes_starts_at_one():
+    message = usage_error(**CLUSTER | {"num_processes": 0, "process_id": 0})
+    assert message == "--num-processes is 0; it must be at least 1"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_are_32_bit_numbers(seed: int):
+    assert usage_error(seed=seed) == f"--seed is {seed}; it must be from 0 to 4294967295"
+    # Before the first of several runs, not after it.
+    assert usage_error(seeds=(0, seed)) == f"--seeds is {seed}; it must be from 0 to 4294967295"
+
+
+def test_several_seeds_must_differ():
+    assert usage_error(seeds=(1, 2, 1)) == "--seeds has one of [1, 2, 1] twice; they must differ"
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_first_and_the_last_seed_are_allowed(seed: int):
+    assert dataclasses.replace(digits(), seed=seed).seed == seed
+
+
+def test_images_are_at_least_8_pixels_wide():
+    assert usage_error(image_size=7) == "--image-size is 7; it must be at least 8"
+    assert dataclasses.replace(digits(), image_size=8).image_size == 8
+
+
+@pytest.mark.parametrize("missing", CLUSTER)
+def test_the_flags_of_a_cluster_belong_together(missing: str):
+    message = usage_error(**CLUSTER | {missing: None})
+    assert message.startswith("--coordinator-address, --num-processes and --process-id belong ")
+
+
+@pytest.mark.parametrize("process_id", [-1, 2])
+def test_a_process_is_one_of_those_that_there_are(process_id: int):
+    assert usage_error(**CLUSTER | {"process_id": process_id}) == (
+        f"--process-id is {process_id}; it must be at least 0 and less than --num-processes, 2"
+    )
+
+
+def test_a_whole_cluster_is_allowed():
+    assert dataclasses.replace(digits(), **CLUSTER).process_id == 1
+
+
+def test_epochs_become_steps_of_the_data_that_there_is():
+    recipe = digits().large_minibatch_recipe(num_examples=1437)
+    assert (recipe.batch_size, recipe.steps_per_epoch) == (128, 11)  # 11 x 128 = 1408 <= 1437
+    assert (recipe.num_steps, recipe.warmup_steps) == (990, 55)
+    assert recipe.milestone_steps == (330, 660, 880)
+    assert recipe.peak_learning_rate == pytest.approx(0.1, rel=1e-6)
+
+
+def test_every_flag_of_the_schedule_reaches_it():
+    changes: dict[str, Any] = {
+        "num_workers": 4, "batch_size_per_worker": 5, "num_epochs": 8.5, "warmup": "constant",
+        "warmup_epochs": 1.5, "milestones": (3, 4.5), "base_learning_rate": 0.3,
+        "base_batch_size": 10,
+    }  # fmt: skip
+    recipe = dataclasses.replace(digits(), **changes).large_minibatch_recipe(num_examples=100)
+    assert {name: getattr(recipe, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_epochs": 3}, "warmup_epochs"),
+        ({"num_epochs": 0}, "num_epochs"),
+        ({"milestones": (30, 20)}, "milestones"),
+        ({"milestones": (2,)}, "milestones"),
+        ({"base_learning_rate": -0.1}, "base_learning_rate"),
+        ({"base_batch_size": 0}, "base_batch_size"),
+        ({"num_workers": 1000}, "num_workers"),
+        ({"base_batch_size": 1024, "warmup": "gradual"}, "warmup"),
+    ],
+)
+def test_an_impossible_schedule_is_a_usage_error_of_one_line(changes: dict[str, Any], named: str):
+    config = dataclasses.replace(digits(), **changes)
+    with pytest.raises(UsageError, match=rf"^{named}\b") as error:
+        config.large_minibatch_recipe(num_examples=1437)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup"),
+    [
+        ({}, "gradual"),
+        ({"init_from": Path("trained")}, "constant"),
+        ({"init_from": Path("trained"), "warmup": "gradual"}, "gradual"),
+        ({"init_from": Path("trained"), "base_batch_size": 128}, "none"),
+    ],
+)
+def test_fine_tuning_of_large_minibatches_warms_up_at_a_constant_rate(
+    changes: dict[str, Any], warmup: str
+):
+    config = dataclasses.replace(digits(), **changes)
+    assert config.large_minibatch_recipe(num_examples=1437).resolved_warmup == warmup
+
+
+def test_a_flag_is_the_field_with_hyphens():
+    assert flag("batch_size_per_worker") == "--batch-size-per-worker"
+
+
+def test_this_file_knows_every_field():
+    """A new field is given another value here, and with it a place in the tests below."""
+    assert OTHER.keys() == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_configuration_survives_json(name: str):
+    config = RECIPES[name]()
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_every_field_survives_json():
+    config = Config(**OTHER)
+    assert Config.from_json(config.to_json()) == config
+    assert json.loads(config.to_json()).keys() == OTHER.keys()
+
+
+def test_a_run_goes_on_with_its_own_configuration():
+    assert differing_fields(digits(), digits().to_json()) == []
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_resumed_run_may_change_its_machine_but_not_its_experiment(field: str):
+    before = digits() if field not in CLUSTER else dataclasses.replace(digits(), **CLUSTER)
+    changes = {field: OTHER[field]} if field not in CLUSTER else dict.fromkeys(CLUSTER)
+    now = dataclasses.replace(before, **changes)
+    differences = differing_fields(now, before.to_json())
+    if field in OF_THE_MACHINE:
+        assert differences == []
+    else:
+        written = [json.loads(config.to_json())[field] for config in (before, now)]
+        assert differences == [f"{flag(field)} was {written[0]} and is now {written[1]}"]
+
+
+def test_resumable_fields_are_fields():
+    assert RESUMABLE_FIELDS == OF_THE_MACHINE
+
+
+def test_all_differences_are_named():
+    now = dataclasses.replace(digits(), seed=1, num_workers=16, num_devices=4)
+    assert differing_fields(now, digits().to_json()) == [
+        "--num-workers was 8 and is now 16",
+        "--seed was 0 and is now 1",
+    ]
+
+
+def test_ninety_epochs_are_ninety_whatever_the_type():
+    now = dataclasses.replace(digits(), num_epochs=90.0, milestones=(30.0, 60.0, 80.0))
+    assert differing_fields(now, digits().to_json()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"architectures": ["BertModel"]}'])
+def test_what_is_no_configuration_is_a_value_error(text: str):
+    with pytest.raises(ValueError):  # noqa: PT011  JSON's own errors have many words
+        differing_fields(digits(), text)

@@ -1,0 +1,110 @@
+"""Stopping by a signal, with real ones sent to a process of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from train.stop import StopOnSignal
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Says each change of `requested` and ends when the context is left.
+WAIT = """
+import signal, sys, time
+from train.stop import StopOnSignal
+
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+with StopOnSignal() as stop:
+    print(stop.requested, flush=True)
+    for _ in range(500):
+        if stop.requested:
+            break
+        time.sleep(0.01)
+    print(stop.requested, flush=True)
+    if sys.stdin.readline() == "leave\\n":
+        pass
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+print("left", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def waiting() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAIT],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        try:
+            assert hear(run) == "False"
+            yield run
+        finally:
+            run.kill()
+
+
+def hear(run: "subprocess.Popen[str]") -> str:
+    assert run.stdout is not None
+    return run.stdout.readline().strip()
+
+
+def say(run: "subprocess.Popen[str]", text: str) -> None:
+    assert run.stdin is not None
+    run.stdin.write(text + "\n")
+    run.stdin.flush()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_and_the_process_goes_on(number: signal.Signals):
+    with waiting() as run:
+        os.kill(run.pid, number)
+        assert hear(run) == "True"
+        assert run.poll() is None
+        say(run, "leave")
+        assert hear(run) == "left"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_it_ends_the_process_at_once(first: signal.Signals):
+    with waiting() as run:
+        os.kill(run.pid, first)
+        assert hear(run) == "True"
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(timeout=10) == -signal.SIGINT
+
+
+def test_a_second_termination_does_not_disturb_the_saving():
+    """Clusters send SIGTERM more than once."""
+    with waiting() as run:
+        os.kill(run.pid, signal.SIGTERM)
+        assert hear(run) == "True"
+        os.kill(run.pid, signal.SIGTERM)
+        say(run, "leave")
+        assert hear(run) == "left"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_afterwards_signals_act_as_before(number: signal.Signals):
+    with waiting() as run:
+        os.kill(run.pid, signal.SIGTERM)
+        assert hear(run) == "True"
+        say(run, "leave")
+        assert hear(run) == "left"
+        os.kill(run.pid, number)
+        assert run.wait(timeout=10) == -number
+
+
+def test_leaving_by_an_error_restores_the_handlers():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), StopOnSignal():
+        raise ZeroDivisionError
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
