@@ -1,12 +1,14 @@
 """What a person sees on the terminal: the plan, the progress, the end."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
 import jax
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from optax_warmup import LargeMinibatchRecipe
 from train.config import Config
@@ -15,6 +17,7 @@ from train.metrics import Record
 from train.workers import Workers
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal to draw a bar on
+SECONDS_OF_SPEED = 3600.0  # from which the time left is estimated, however slow a step is
 
 
 class Display:
@@ -26,8 +29,7 @@ class Display:
 
     def __init__(self, num_steps: int) -> None:
         self._console = Console(highlight=False, quiet=jax.process_index() != 0)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
+        self._bar = _BarAboveText(
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
@@ -35,6 +37,7 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
+            speed_estimate_period=SECONDS_OF_SPEED,
         )
         self._task = self._bar.add_task("", total=num_steps)
         self._num_steps = num_steps
@@ -50,6 +53,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
+        encoding = self._console.encoding  # which may have no η: better "?" than no training
+        text = text.encode(encoding, errors="replace").decode(encoding)
         self._console.print(text, markup=False, soft_wrap=True)
 
     def show(self, record: Record) -> None:
@@ -69,6 +74,14 @@ class Display:
         ):
             self._last_line = now
             self.say(f"step {record['step']}/{self._num_steps}  {text}")
+
+
+class _BarAboveText(Progress):
+    """A bar as wide as the terminal, and below it, in as many lines as it takes, the numbers."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.description) for task in self.tasks)
 
 
 def plan(config: Config, recipe: LargeMinibatchRecipe, dataset: Dataset, workers: Workers) -> str:
