@@ -70,8 +70,7 @@ def open_dataset(config: Config) -> Dataset:
     except tfds.core.DatasetNotFoundError:
         raise UsageError(
             f"--dataset {config.dataset} is not prepared in {data_dir}; prepare it once with "
-            f"'tfds build {config.dataset} --file_format=array_record --data_dir={data_dir}' "
-            "or set --data-dir"
+            f"'python -m train.prepare {config.dataset} --data-dir {data_dir}' or set --data-dir"
         ) from None
     except ValueError as error:
         raise UsageError(

@@ -14,6 +14,8 @@ ORDER = [
     "recipes",
     "workers",
     "datasets.digits",
+    "datasets.fashion_mnist",
+    "datasets.image_folder",
     "input_pipeline",
     "resnet",
     "optimizer",
@@ -29,6 +31,7 @@ ORDER = [
     "loop",
     "seeds",
     "command_line",
+    "prepare",
     "evaluate",
     "__main__",
 ]

@@ -98,7 +98,7 @@ def test_a_wrong_flag_or_value_is_one_line(args: str, words: list[str]):
         ("--milestones 2", ["milestones", "warmup"]),
         ("--base-learning-rate -1", ["base_learning_rate", "-1"]),
         ("tfds", ["--dataset"]),
-        ("imagenet", ["imagenet2012", "tfds build"]),
+        ("imagenet", ["imagenet2012", "python -m train.prepare imagenet2012"]),
         ("--workdir /dev/null/run", ["--workdir", "/dev/null/run"]),
     ],
 )

@@ -1,0 +1,87 @@
+"""Fashion-MNIST from its four files, wherever they come from."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+SPLITS = {"train": "train", "test": "t10k"}
+CLASSES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+]  # fmt: skip
+
+
+def file_names() -> list[str]:
+    """Name the four files, without the `.gz` that they may also have."""
+    return [
+        f"{start}-{kind}-ubyte"
+        for start in SPLITS.values()
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """Read an array of bytes in the IDX format, gzipped or not.
+
+    Raises:
+        ValueError: if the file is not of that format, or cut.
+    """
+    zipped = folder / f"{name}.gz"
+    data = gzip.decompress(zipped.read_bytes()) if zipped.exists() else (folder / name).read_bytes()
+    # Two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as a big-endian int.
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"{name} is not in the IDX format")
+    shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    if values.size != np.prod(shape):
+        raise ValueError(f"{name} has {values.size} values where its head says {np.prod(shape)}")
+    return values.reshape(shape)
+
+
+class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """60,000 training and 10,000 test images of 28x28 pixels (Xiao et al. 2017, arXiv:1708.07747).
+
+    tensorflow-datasets' own builder of this name and these features downloads the files, insists on
+    the checksums of one compression of them, and needs TensorFlow; this one needs none of it.
+
+    Args:
+        data_dir: where tensorflow-datasets keeps prepared data.
+        archives: folder with the four files.
+    """
+
+    name = "fashion_mnist"
+    VERSION = tfds.core.Version("3.0.1")
+
+    def __init__(self, *, data_dir: Path, archives: Path) -> None:
+        self._archives = archives
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images of clothes, made as a drop-in replacement of MNIST.",
+            homepage="https://github.com/zalandoresearch/fashion-mnist",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=CLASSES),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {split: self._generate_examples(start) for split, start in SPLITS.items()}
+
+    def _generate_examples(self, start: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        images = read_idx(self._archives, f"{start}-images-idx3-ubyte")
+        labels = read_idx(self._archives, f"{start}-labels-idx1-ubyte")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            _, png = cv2.imencode(".png", image)
+            yield index, {"image": io.BytesIO(png.tobytes()), "label": int(label)}

@@ -1,0 +1,185 @@
+"""`python -m train.prepare NAME | image-folder PATH`: write a data set for the trainer, once.
+
+All become ArrayRecord files of tensorflow-datasets, which have random access. A data set appears
+under its name only when it is whole; until then it is a folder `incomplete.*`.
+"""
+
+import dataclasses
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+import tyro
+from tensorflow_datasets.core import constants, read_only_builder
+
+from train import command_line
+from train.config import UsageError
+from train.datasets import fashion_mnist
+from train.datasets.image_folder import ENDINGS, ImageFolder, find_images, hold_out
+
+PROG = "python -m train.prepare"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Prepare your own images: PATH/train/CLASS/*.jpg and PATH/validation/CLASS/*.jpg."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder with train/ and validation/, or with the classes themselves."""
+
+    name: str
+    """What to call the data set: python -m train tfds --dataset NAME."""
+
+    held_out: float = 0.1
+    """Share of each class to test on, where there is no folder validation/."""
+
+    data_dir: Path = Path(constants.DATA_DIR)
+    """Where to write it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """Prepare a data set that tensorflow-datasets knows, such as imagenet2012 or fashion_mnist.
+
+    For your own images: `python -m train.prepare image-folder PATH --name NAME`.
+    """
+
+    name: tyro.conf.Positional[str]
+    """Of the data set."""
+
+    archives: Path | None = None
+    """Folder with the files as they are published, for what cannot be downloaded freely."""
+
+    data_dir: Path = Path(constants.DATA_DIR)
+    """Where to write it."""
+
+
+def main(args: list[str]) -> int:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
+        if args[:1] == ["image-folder"]:
+            prog = f"{PROG} image-folder"
+            options = command_line.parse(lambda: tyro.cli(Folder, prog=prog, args=args[1:]))
+            return prepare_folder(options)
+        return prepare_built_in(command_line.parse(lambda: tyro.cli(BuiltIn, prog=PROG, args=args)))
+
+    return command_line.run(PROG, command)
+
+
+def prepare_folder(options: Folder) -> int:
+    """Prepare a user's own images; TensorFlow is not needed."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", options.name):
+        raise UsageError(
+            f"--name is {options.name}; it must be made of small letters, digits and _, as in "
+            "my_images"
+        )
+    if not 0 < options.held_out < 1:
+        raise UsageError(f"--held-out is {options.held_out}; it must be between 0 and 1")
+    if _is_there(options.name, options.data_dir):
+        return 0
+    root = options.path / "train" if (options.path / "train").is_dir() else options.path
+    if not root.is_dir():
+        raise UsageError(f"{options.path} is no folder")
+    train = find_images(root)
+    empty = [name for name, paths in train.items() if not paths]
+    if not train or empty:
+        raise UsageError(
+            f"{root} must hold a folder for each class with images ({', '.join(sorted(ENDINGS))}) "
+            + (f"in it; none are in {', '.join(empty[:5])}" if empty else "in it; it has none")
+        )
+    if (options.path / "validation").is_dir():
+        test = find_images(options.path / "validation")
+        if test.keys() != train.keys():
+            raise UsageError(
+                f"{options.path} has the class(es) {', '.join(sorted(test.keys() ^ train.keys()))} "
+                "in only one of train and validation"
+            )
+    else:
+        single = [name for name, paths in train.items() if len(paths) < 2]
+        if single:
+            raise UsageError(
+                f"class(es) {', '.join(single[:5])} of {root} have one image; two are needed, to "
+                "train and to test on, or a folder validation/"
+            )
+        train, test = hold_out(train, options.held_out)
+    make = ImageFolder.named(options.name)
+    _write(make(data_dir=options.data_dir, train=train, test=test))
+    return 0
+
+
+def prepare_built_in(options: BuiltIn) -> int:
+    """Prepare a data set with tensorflow-datasets' own builder, or ours where it is simpler."""
+    if options.archives is not None and not options.archives.is_dir():
+        raise UsageError(f"--archives {options.archives} is no folder")
+    if _is_there(options.name, options.data_dir):
+        return 0
+    ours = options.name == fashion_mnist.FashionMnist.name
+    if ours and options.archives is not None:
+        names = fashion_mnist.file_names()
+        missing = [
+            name
+            for name in names
+            if not any((options.archives / (name + end)).is_file() for end in ("", ".gz"))
+        ]
+        if missing:
+            raise UsageError(f"--archives {options.archives} lacks {', '.join(missing)}")
+        builder = fashion_mnist.FashionMnist(data_dir=options.data_dir, archives=options.archives)
+        try:
+            _write(builder)
+        except (ValueError, EOFError) as error:
+            raise UsageError(f"--archives {options.archives}: {error}") from None
+        return 0
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UsageError(
+            f"{options.name} is prepared by TensorFlow, which is not installed: "
+            "pip install -e '.[prepare]' (training will not need it)"
+            + (" or name the folder of its four files with --archives" if ours else "")
+        )
+    try:
+        builder: Any = tfds.builder(
+            options.name, data_dir=options.data_dir, file_format="array_record"
+        )
+    except tfds.core.DatasetNotFoundError:
+        raise UsageError(
+            f"tensorflow-datasets knows no data set {options.name}; for your own images: "
+            f"{PROG} image-folder PATH --name NAME"
+        ) from None
+    download = tfds.download.DownloadConfig(manual_dir=options.archives, try_download_gcs=False)
+    try:
+        _write(builder, download)
+    except (AssertionError, FileNotFoundError) as error:  # what TFDS raises for missing archives
+        raise UsageError(f"{options.name}: {' '.join(str(error).split())}") from None
+    return 0
+
+
+def _is_there(name: str, data_dir: Path) -> bool:
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        return False
+    print(f"{name} is already prepared in {builder.data_dir}; nothing was done")
+    return True
+
+
+def _write(builder: Any, download: Any = None) -> None:
+    folder = Path(builder.data_dir).parent
+    # What a killed attempt has left is of no use: TFDS starts again from the beginning.
+    for unfinished in folder.glob("incomplete.*"):
+        shutil.rmtree(unfinished)
+    try:
+        builder.download_and_prepare(download_config=download)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from None
+    sizes = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
+    print(f"prepared {builder.name} in {builder.data_dir}: {sizes} images")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
