@@ -34,8 +34,8 @@ def digits() -> Config:
 def fashion_mnist() -> Config:
     """Train a small ResNet on Fashion-MNIST, prepared by tensorflow-datasets.
 
-    Command: `python -m train fashion-mnist`, after `python -m train.prepare fashion_mnist --archives
-    DIR`, which needs the four files and no TensorFlow. Time and accuracy: not measured.
+    Command: `python -m train fashion-mnist`, once `python -m train.prepare fashion_mnist --archives
+    DIR` has prepared it from its four files. Time and accuracy: not measured.
     """
     return Config(
         recipe="fashion-mnist",
