@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import optax_warmup as ow
@@ -21,16 +21,20 @@ def some_steps(length: int, offset: int = 0) -> np.ndarray:
     return np.asarray(sorted(t for t in near if offset <= t <= LAST_STEP), np.int32)
 
 
-@given(peaks, ratios, lengths, st.booleans())
-def test_exponential_warmup_is_geometric_to_four_ulps(ulps, peak, ratio, steps, skip):
+@given(peaks, ratios, lengths, st.booleans(), st.floats(0, 1))
+@example(peak=0.291, ratio=111523.0, steps=559, skip=False, place=451 / 559)
+@example(peak=0.31, ratio=40841.0, steps=41926, skip=False, place=32361 / 41926)
+def test_exponential_warmup_is_geometric_to_four_ulps(ulps, peak, ratio, steps, skip, place):
+    """The examples are where the exponent needs more bits than a float32 has."""
     init = peak / ratio
-    t = some_steps(steps)
+    t = np.append(some_steps(steps), np.int32(round(place * steps)))
     share = np.minimum((t.astype(np.float64) + skip) / steps, 1) if steps else np.ones(len(t))
     exact = np.exp((1 - share) * np.log(init) + share * np.log(peak))
     assert ulps(ow.exponential_warmup(init, peak, steps, skip_init=skip)(t), exact) <= 4
 
 
 @given(peaks, ratios, lengths)
+@example(peak=0.658, ratio=1.00056, steps=92515)
 def test_exponential_warmup_is_exact_at_its_ends(peak, ratio, steps):
     schedule = ow.exponential_warmup(peak / ratio, peak, steps)
     assert schedule(steps) == np.float32(peak)
