@@ -94,6 +94,8 @@ def test_frozen_hashable_picklable():
     phases = plan(*THREE)
     assert pickle.loads(pickle.dumps(phases)) == phases
     assert hash(plan(*THREE)) == hash(phases)
+    listed = ow.BatchSizePhases(num_examples=10_000, phases=list(phases.phases))
+    assert (listed, hash(listed)) == (phases, hash(phases))
 
 
 def test_json_both_ways():

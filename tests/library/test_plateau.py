@@ -121,6 +121,31 @@ def test_the_warmup_counts_for_nothing():
     np.testing.assert_array_equal(got[50:], [1, 1, 1, 1, 0.5])
 
 
+def test_a_window_counts_by_its_mean():
+    """Means 3, 2, 3: the second is an improvement though its last value is the worst of all."""
+    optimizer = ow.warmup_then_plateau(
+        0.5, 1.0, 0, factor=0.5, patience=1, accumulation_size=3, rtol=0.0
+    )
+    got = rates(optimizer, [5.0, 3.0, 1.0, 0.0, 0.0, 6.0, 3.0, 3.0, 3.0])
+    np.testing.assert_array_equal(got, [1] * 8 + [0.5])
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_which_way_is_better(maximize):
+    optimizer = ow.warmup_then_plateau(0.5, 1.0, 0, factor=0.5, patience=2, maximize=maximize)
+    rising, falling = (rates(optimizer, [s * v for v in (1.0, 2.0, 3.0)]) for s in (1, -1))
+    better, worse = (rising, falling) if maximize else (falling, rising)
+    np.testing.assert_array_equal(better, [1, 1, 1])
+    np.testing.assert_array_equal(worse, [1, 1, 0.5])
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30])
+def test_the_first_value_is_the_best_whatever_it_is(value):
+    for maximize in (False, True):
+        optimizer = ow.warmup_then_plateau(0.5, 1.0, 0, factor=0.5, patience=2, maximize=maximize)
+        np.testing.assert_array_equal(rates(optimizer, [value] * 3), [1, 1, 0.5])
+
+
 def test_nan_is_no_improvement():
     optimizer = ow.warmup_then_plateau(0.5, 1.0, 0, factor=0.5, patience=2)
     np.testing.assert_array_equal(rates(optimizer, [1.0, np.nan, np.nan, 0.5]), [1, 1, 0.5, 0.5])

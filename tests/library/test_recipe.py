@@ -55,6 +55,7 @@ def test_rates_at_every_corner(ulps, workers, per_worker, warmup, warmup_epochs,
         warmup=warmup,
         warmup_epochs=warmup_epochs,
         milestones=(warmup_epochs + 5, warmup_epochs + 9.5),
+        decay_factor=0.2,
     )
     corners = {0, recipe.warmup_steps, *recipe.milestone_steps, recipe.num_steps, 2**31 - 2}
     t = sorted({max(step + d, 0) for step in corners for d in (-1, 0, 1)})
@@ -96,6 +97,8 @@ def test_a_milestone_beyond_the_run_never_fires_and_is_reported():
         recipe.peak_learning_rate
     ) * np.float32(0.1)
     assert "never reached: milestones at epochs 60, 80" in recipe.describe()
+    assert "milestone, epoch 30" in recipe.describe()
+    assert "milestone, epoch 60" not in recipe.describe()
     assert "never" not in ow.LargeMinibatchRecipe(**IMAGENET).describe()
 
 
