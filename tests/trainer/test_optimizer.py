@@ -136,3 +136,37 @@ def test_all_but_scale_and_bias_of_batch_normalisation_decay(model: str):
     not_decayed = {tuple(entry.key for entry in path) for path, decays in mask if not decays}
     assert not_decayed == of_batch_norms
     assert len(mask) > len(of_batch_norms)
+
+
+def test_scaling_the_loss_is_not_scaling_the_rate():
+    """Section 3, remark 1: the decay is a term of its own, which a scaled loss leaves behind."""
+    k, rate = 8, 0.05
+    params: Any = as_tree(arrays(0, scale=10))
+    gradients = as_tree(arrays(1, scale=0.01))
+
+    def update(learning_rate: float, scale: float) -> Arrays:
+        optimizer = make_optimizer(optax.constant_schedule(learning_rate))
+        scaled = jax.tree.map(lambda g: g * jnp.float32(scale), gradients)
+        return as_flat(optimizer.update(scaled, optimizer.init(params), params)[0])
+
+    by_rate, by_loss = update(k * rate, 1), update(rate, k)
+    for name, weights in arrays(0, scale=10).items():
+        if name not in DECAYED:
+            np.testing.assert_allclose(by_rate[name], by_loss[name], rtol=1e-5)
+            continue
+        # The first update, with the look ahead: 1 + 0.9 times the gradient. The decay of the
+        # trainer, which scales the rate, grows with k; that of the scaled loss does not.
+        missing = (k - 1) * rate * (1 + MOMENTUM) * DECAY * weights
+        np.testing.assert_allclose(by_loss[name] - by_rate[name], missing, rtol=1e-2, atol=1e-6)
+        assert np.linalg.norm(missing) > 0.01 * np.linalg.norm(by_rate[name])
+
+
+def test_a_user_can_say_what_decays():
+    params: Any = as_tree(arrays(0, scale=10))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make_optimizer(
+        optax.constant_schedule(1.0),
+        mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim == 1, tree),
+    )
+    moves = as_flat(optimizer.update(zeros, optimizer.init(params), params)[0])
+    assert {name for name, move in moves.items() if np.any(move)} == set(SHAPES) - {"conv/kernel"}
