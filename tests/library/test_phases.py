@@ -104,6 +104,13 @@ def test_json_both_ways():
     assert json.loads(phases.to_json())["version"] == 1
 
 
+def test_numpy_numbers_become_plain_ones():
+    phase = ow.BatchSizePhase(num_epochs=1, batch_size=np.int64(250))
+    phases = ow.BatchSizePhases(num_examples=np.int32(1000), phases=(phase,))
+    assert ow.BatchSizePhases.from_json(phases.to_json()) == phases
+    assert type(phases.examples_seen(4)) is int
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
