@@ -6,18 +6,27 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import cv2
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from train.__main__ import main
 from train.checkpoint import load_network
+from train.prepare import main as prepare
 from train.recipes import digits
 from train.workers import make_workers
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--num-steps", "20", "--log-every-steps", "1", "--num-devices"]
+PRIME = 353  # test images: prime to the minibatch, the workers, the devices and the processes
+FLAGS = [
+    *("tfds", "--dataset", "digits_in_folders", "--model", "resnet8", "--image-size", "8"),
+    *("--augmentation", "shift", "--num-workers", "8", "--batch-size-per-worker", "16"),
+    *("--num-steps", "20", "--log-every-steps", "1", "--num-devices"),
+]
 
 
 def free_port() -> int:
@@ -27,15 +36,30 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def one_process(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as a user's own images, so many of them for testing that nothing divides them."""
+    folder = tmp_path_factory.mktemp("folders")
+    digits: Any = load_digits()
+    for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / ("validation" if index < PRIME else "train") / str(label) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), (image * 15).astype(np.uint8))
+    data_dir = tmp_path_factory.mktemp("data")
+    flags = ["--name", "digits_in_folders", "--data-dir", str(data_dir)]
+    assert prepare(["image-folder", str(folder), *flags]) == 0
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def one_process(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty steps by one process on 8 devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    assert main([*FLAGS, "8", "--workdir", str(workdir), "--data-dir", str(digits_dir)]) == 0
+    assert main([*FLAGS, "8", "--workdir", str(workdir), "--data-dir", str(data_dir)]) == 0
     return workdir
 
 
 def test_two_processes_of_four_devices_do_as_one_of_eight(
-    one_process: Path, digits_dir: Path, tmp_path: Path
+    one_process: Path, data_dir: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
@@ -44,7 +68,7 @@ def test_two_processes_of_four_devices_do_as_one_of_eight(
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "train", *FLAGS, "4"),
-                *("--workdir", str(workdir), "--data-dir", str(digits_dir)),
+                *("--workdir", str(workdir), "--data-dir", str(data_dir)),
                 *("--coordinator-address", f"127.0.0.1:{port}"),
                 *("--num-processes", "2", "--process-id", str(process)),
             ],
@@ -69,7 +93,9 @@ def test_two_processes_of_four_devices_do_as_one_of_eight(
     assert [record["step"] for record in records] == list(range(1, 21))
     for record, other in zip(records, expected, strict=True):
         assert record["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
-    assert records[-1]["eval/num_examples"] == 360
+    for name in ("eval/num_examples", "eval/top1_error", "eval/top5_error"):
+        assert records[-1][name] == expected[-1][name]
+    assert records[-1]["eval/num_examples"] == PRIME
 
     workers = make_workers(digits(), jax.devices())
     networks = [load_network(folder, workers) for folder in (workdir, one_process)]
