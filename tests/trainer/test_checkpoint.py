@@ -115,7 +115,6 @@ def test_what_the_next_step_overwrites_is_saved_as_it_was(tmp_path: Path):
         given_away = steps(given_away)
     jax.block_until_ready(given_away)
     checkpoints.close()
-    assert jax.tree.leaves(state)[0].is_deleted()
     restored = restore(tmp_path, like=given_away)
     assert restored is not None
     for left, right in zip(bits(restored), expected, strict=True):

@@ -359,8 +359,7 @@ def usage_error(**changes: Any) -> str:
 def test_a_missing_data_set_is_told_how_to_be_prepared(tmp_path: Path):
     message = usage_error(data_dir=tmp_path, dataset="cifar10")
     assert message.startswith(f"--dataset cifar10 is not prepared in {tmp_path}; prepare it once")
-    assert f"--data_dir={tmp_path}" in message
-    assert "set --data-dir" in message
+    assert f"'python -m train.prepare cifar10 --data-dir {tmp_path}'" in message
 
 
 def test_the_recipe_for_any_data_set_asks_for_its_name(tmp_path: Path):
@@ -414,7 +413,7 @@ def test_a_format_without_random_access_is_told_which_has_it(tmp_path: Path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     message = usage_error(data_dir=tmp_path, dataset="sequential")
     assert "is prepared as tfrecord, which has no random access" in message
-    assert "--file_format=array_record" in message
+    assert "array_record" in message
 
 
 READ_DIGITS = """
