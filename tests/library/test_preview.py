@@ -99,6 +99,13 @@ def test_csv_has_every_step_to_the_last_bit(cli, tmp_path):
     assert len(rows) == 2 * recipe.num_steps
 
 
+def test_a_run_of_one_step(cli, tmp_path):
+    words = ("--num-examples", "8192", "--num-epochs", "1", "--warmup-epochs", "0")
+    code, *_ = cli(*words, "--csv", str(tmp_path / "rates.csv"))
+    assert code == 0
+    assert (tmp_path / "rates.csv").read_text().splitlines()[1:] == ["recipe,0,0,3.20000005"]
+
+
 def test_png(cli, tmp_path):
     pytest.importorskip("matplotlib")
     code, _, err = cli(*SMALL, "--png", str(tmp_path / "rates.png"), "--log")

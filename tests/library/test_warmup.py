@@ -224,6 +224,7 @@ TRACED = {
     "skip_init": lambda peak: ow.gradual_warmup(0.1, peak, 10, skip_init=True),
     "exponential": lambda peak: ow.exponential_warmup(0.1, peak, 10),
     "ramp": lambda peak: ow.ramp_warmup(0.1, peak, 10, jnp.square),
+    "ramp_with_an_end": lambda peak: ow.ramp_warmup(0.1, peak, 10, lambda x: 1 - jnp.sqrt(1 - x)),
     "scheduler": lambda peak: ow.gradual_warmup_scheduler(peak, 8.0, 10),
     "piecewise": lambda peak: ow.warmup_piecewise_decay(0.1, peak, 10, {12: 0.1}),
     "inverse_sqrt": lambda peak: ow.gradual_warmup(0.1, peak, 10, ow.inverse_sqrt_decay(peak, 2.0)),
