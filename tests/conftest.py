@@ -1,7 +1,21 @@
 """The settings under which every test runs: 8 simulated devices, and no silent promotion."""
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Each file's tests stay on one core, so the longest files must not come last.
+LONGEST_FIRST = ["test_loop.py", "test_step.py", "test_processes.py", "test_fine_tuning.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first."""
+
+    def rank(item: pytest.Item) -> int:
+        names = [*LONGEST_FIRST, item.path.name]
+        return names.index(item.path.name)
+
+    items.sort(key=rank)
