@@ -3,6 +3,7 @@
 Run from the project's root: `python docs/schedule.py`.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -16,14 +17,14 @@ def main() -> None:
     """Write the picture beside this script."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     whole, start = figure.subplots(1, 2, width_ratios=(2, 1))
-    for num_workers, warmup, label, style in [
-        (256, "constant", "kn = 8192, constant warmup", "tab:orange"),
-        (256, "gradual", "kn = 8192, gradual warmup", "tab:blue"),
-        (8, "none", "kn = 256, the reference", "tab:gray"),
+    gradual = LargeMinibatchRecipe(num_examples=1_281_167, num_workers=256)
+    constant = dataclasses.replace(gradual, warmup="constant")
+    reference = dataclasses.replace(gradual, num_workers=8)
+    for recipe, label, style in [
+        (constant, "kn = 8192, constant warmup", "tab:orange"),
+        (gradual, "kn = 8192, gradual warmup", "tab:blue"),
+        (reference, "kn = 256, the reference", "tab:gray"),
     ]:
-        recipe = LargeMinibatchRecipe(
-            num_examples=1_281_167, num_workers=num_workers, warmup=warmup
-        )
         steps = np.arange(recipe.num_steps)
         rates = jax.vmap(recipe.schedule())(steps)
         for axes in (whole, start):
