@@ -13,7 +13,7 @@ from train.config import UsageError
 
 T = TypeVar("T")
 
-BAD_USAGE = 2
+BAD_USAGE, INTERRUPTED = 2, 1
 
 
 def parse(read: Callable[[], T]) -> T:
@@ -41,12 +41,15 @@ def _one_line(box: str) -> str:
 
 
 def run(prog: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; a user's mistake is one line and no traceback."""
+    """Run a command and return its exit code; a mistake or Ctrl-C is one line, no traceback."""
     try:
         return command()
     except UsageError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_USAGE
+    except KeyboardInterrupt:  # where the command does not handle it: nothing to save yet
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def simulate_devices(num_devices: int | None) -> None:

@@ -109,22 +109,29 @@ def test_a_folder_that_will_not_do_is_one_line(
     assert not list(tmp_path.rglob("*array_record*"))
 
 
-def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_preparation_leaves_nothing_that_counts(tmp_path: Path, number: signal.Signals):
     images, data = tmp_path / "images", tmp_path / "data"
     write_images(images / "a", 120, 0)
     write_images(images / "b", 120, 100)
     command = [sys.executable, "-m", "train.prepare", "image-folder", str(images)]
     command += ["--name", "mine", "--data-dir", str(data)]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=ROOT, **quiet) as process:
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **streams) as process:
         deadline = time.monotonic() + 60
         while not list(data.rglob("incomplete.*")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+        _, said = process.communicate()
+    if number == signal.SIGINT:
+        assert process.returncode == 1
+        assert said.splitlines()[-1] == "python -m train.prepare: interrupted"
+        assert "Traceback" not in said
+        assert not list(data.rglob("incomplete.*"))
     assert not (data / "mine" / "1.0.0").exists()
-    assert subprocess.run(command, cwd=ROOT, **quiet).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, **streams).returncode == 0
     assert not list(data.rglob("incomplete.*"))
     assert len(opened("mine", data).train) == 216
 
