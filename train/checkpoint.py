@@ -50,7 +50,7 @@ def load_network(path: Path, workers: Workers) -> Network:
         UsageError: if there is no checkpoint.
     """
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent
-    if not folder.is_dir():
+    if folder.name != "checkpoints" or not folder.is_dir():
         raise UsageError(f"{path} holds no checkpoint")
     options = ocp.CheckpointManagerOptions(create=False)
     handler = ocp.StandardCheckpointHandler()  # named, so that shapes can be asked for first

@@ -217,6 +217,13 @@ def differing_fields(config: Config, saved: str) -> list[str]:
     before, now = json.loads(saved), json.loads(config.to_json())
     if not isinstance(before, dict) or "recipe" not in before:
         raise ValueError("no configuration of a run")
+    # A field that is newer than the file had its default.
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(Config)
+        if field.default is not dataclasses.MISSING
+    }
+    before = json.loads(json.dumps(defaults)) | before
     return [
         f"{flag(name)} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

@@ -97,8 +97,10 @@ def plan(config: Config, recipe: LargeMinibatchRecipe, dataset: Dataset, workers
             f"{config.accumulation_steps} accumulation step(s)",
             f"data            {dataset.name}: {len(dataset.train)} training and "
             f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
+            f"starts from     {config.init_from or f'seed {config.seed}'}, with {config.optimizer}",
             f"writes to       {config.workdir}",
             recipe.describe(),
+            *([f"stops after     {config.num_steps} steps"] if config.num_steps else []),
         ]
     )
 

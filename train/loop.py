@@ -7,7 +7,7 @@ import jax
 
 from optax_warmup import LargeMinibatchRecipe
 from train.checkpoint import Checkpoints, load_network
-from train.config import Config
+from train.config import Config, UsageError
 from train.display import Display, outcome, plan
 from train.evaluation import error_rates, predict
 from train.input_pipeline import (
@@ -21,7 +21,7 @@ from train.plots import plot_curves
 from train.state import initial_state, params_digest, transplant
 from train.step import StepMetrics, abstract_minibatch, make_steps
 from train.stop import StopOnSignal
-from train.workdir import claim, finished, write_whole
+from train.workdir import claim, finished, forget_summary, write_whole
 from train.workers import Workers, make_workers
 
 DONE, STOPPED = 0, 75
@@ -70,6 +70,12 @@ def _train(
     if first_step:
         display.say(f"resuming after step {first_step}")
     log = MetricsLog(config.workdir, first_step)
+    if first_step > last_step or (first_step == last_step and not log.is_evaluated(last_step)):
+        raise UsageError(
+            f"--num-steps is {config.num_steps}; it must be more than the {first_step} steps that "
+            "this run has already made"
+        )
+    forget_summary(config)
     train_step = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
     epoch_steps = recipe.steps_per_epoch
     clock = Clock(first_step)

@@ -57,6 +57,10 @@ class MetricsLog:
             if "/" in name:
                 self._tensorboard.add_scalar(name, value, record["step"])
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the state after `step` updates has been evaluated."""
+        return any(r["step"] == step and "eval/top1_error" in r for r in self.records)
+
     def close(self) -> None:
         """Flush everything to disk."""
         if self._writes:

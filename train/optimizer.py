@@ -31,7 +31,7 @@ def make_optimizer(
     1). `optax.sgd` keeps the rate out of the velocity (eq. 9), so a change of the rate needs no
     momentum correction (remark 2). `lars` (You et al. 2017, arXiv:1708.03888) and `lamb` (You et
     al. 2019, arXiv:1904.00962) scale each layer's update to its weights, for minibatches past 8k;
-    they want learning rates of their own.
+    they want learning rates of their own. `optax.lars` folds the rate into the velocity (eq. 10).
 
     Args:
         learning_rate: schedule over updates.

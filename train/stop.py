@@ -1,5 +1,6 @@
 """Stopping between two steps when a person or a cluster asks for it."""
 
+import os
 import signal
 from types import FrameType
 from typing import Self
@@ -28,4 +29,6 @@ class StopOnSignal:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        # Written past Python's buffers, which the signal may have found in the middle of a write.
+        os.write(2, b"\nstopping after this step; saving ...\n")
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -55,6 +55,12 @@ def finished(config: Config, last_step: int) -> dict[str, Any] | None:
     return summary if summary["num_steps"] >= last_step else None
 
 
+def forget_summary(config: Config) -> None:
+    """Take away the summary of a shorter run, before the run goes on."""
+    if jax.process_index() == 0:
+        (config.workdir / "summary.json").unlink(missing_ok=True)
+
+
 def read_summary(workdir: Path) -> dict[str, Any]:
     """Read the summary of a finished run."""
     return json.loads((workdir / "summary.json").read_text())

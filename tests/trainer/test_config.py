@@ -208,3 +208,11 @@ def test_ninety_epochs_are_ninety_whatever_the_type():
 def test_what_is_no_configuration_is_a_value_error(text: str):
     with pytest.raises(ValueError):  # noqa: PT011  JSON's own errors have many words
         differing_fields(digits(), text)
+
+
+def test_a_field_newer_than_the_file_had_its_default():
+    saved = json.loads(digits().to_json())
+    del saved["optimizer"]
+    assert differing_fields(digits(), json.dumps(saved)) == []
+    changed = dataclasses.replace(digits(), optimizer="lars")
+    assert differing_fields(changed, json.dumps(saved)) == ["--optimizer was sgd and is now lars"]

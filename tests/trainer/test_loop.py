@@ -194,6 +194,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
         assert code == 75
         assert "stopped after step" in said.splitlines()[-1]
     assert not (workdir / "summary.json").exists()
+    if number == signal.SIGINT:
+        too_short = train(workdir, digits_dir, [*SHORT, "--num-steps", "8"])
+        assert too_short.returncode == 2
+        assert "--num-steps is 8; it must be more than" in too_short.stderr
     resumed = train(workdir, digits_dir, SHORT)
     assert resumed.returncode == 0, resumed.stderr
     resuming = re.search(r"resuming after step (\d+)", resumed.stdout)
@@ -207,9 +211,13 @@ def test_a_run_goes_on_with_another_number_of_devices(
     undisturbed: Path, digits_dir: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
-    for flags in (["--num-steps", "30", "--num-devices", "8"], ["--accumulation-steps", "2"]):
+    for steps, flags in (
+        (30, ["--num-steps", "30", "--num-devices", "8"]),
+        (66, ["--accumulation-steps", "2"]),
+    ):
         ended = train(workdir, digits_dir, [*SHORT, *flags])
         assert ended.returncode == 0, ended.stderr
+        assert summary(workdir)["num_steps"] == steps
     for a, b in zip(timeless(workdir), timeless(undisturbed), strict=True):
         assert a["step"] == b["step"]
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-3)

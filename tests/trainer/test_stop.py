@@ -71,6 +71,9 @@ def test_a_signal_asks_for_a_stop_and_the_process_goes_on(number: signal.Signals
         assert run.poll() is None
         say(run, "leave")
         assert hear(run) == "left"
+        run.kill()
+        assert run.stderr is not None
+        assert "stopping after this step" in run.stderr.read()
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
