@@ -146,6 +146,7 @@ def wait_for_traces():
 threading.Thread(target=wait_for_traces).start()
 checkpoints = Checkpoints(folder)
 checkpoints.save(2, make(2, 20_000_000))
+checkpoints.close()  # an interpreter that ends sooner would not write it at all
 """
 
 
