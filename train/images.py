@@ -44,12 +44,18 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (H, W, C) to (height, width, C), averaging along each side that shrinks."""
+    """Resize uint8 (H, W, C) to (height, width, C); a side that shrinks by 2 or more is averaged.
+
+    By less than 2, linear interpolation already reads every pixel, in a third of the time.
+    """
     channels = image.shape[2]
     # OpenCV averages only where neither side grows, so a side that grows has its turn afterwards.
-    smaller = min(image.shape[0], height), min(image.shape[1], width)
+    averaged = tuple(
+        new if old >= 2 * new else old
+        for old, new in zip(image.shape[:2], (height, width), strict=True)
+    )
     for shape, interpolation in (
-        (smaller, cv2.INTER_AREA),
+        (averaged, cv2.INTER_AREA),
         ((height, width), cv2.INTER_LINEAR),
     ):
         if image.shape[:2] != shape:
@@ -66,7 +72,7 @@ def augment(
     else:
         image = random_shift(resize(image, size, size), rng)
     if augmentation != "shift" and rng.random() < 0.5:
-        image = image[:, ::-1]
+        image = cv2.flip(image, 1).reshape(image.shape)  # a view takes 30 times as long to copy
     return image
 
 
