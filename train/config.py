@@ -100,6 +100,15 @@ class Config:
     checkpoint_every_epochs: int = 1
     """Epochs between two checkpoints."""
 
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints, beside those of the epochs."""
+
+    checkpoint_every_minutes: float | None = None
+    """Minutes after which a checkpoint is due with the next line of metrics, likewise."""
+
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept; the one with the least test error is too."""
+
     num_devices: int | None = None
     """Simulate this many CPU devices; left out, all devices of the machine are used."""
 
@@ -116,12 +125,15 @@ class Config:
         """Check what can be checked without looking at the data or the devices."""
         for name in (
             "num_workers", "batch_size_per_worker", "image_size", "accumulation_steps",
-            "log_every_steps", "checkpoint_every_epochs", "num_steps", "num_devices",
-            "num_processes",
+            "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps",
+            "keep_checkpoints", "num_steps", "num_devices", "num_processes",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{flag(name)} is {value}; it must be at least 1")
+        minutes = self.checkpoint_every_minutes
+        if minutes is not None and not minutes > 0:
+            raise UsageError(f"--checkpoint-every-minutes is {minutes}; it must be more than 0")
         for name, seed in [("seed", self.seed), *(("seeds", seed) for seed in self.seeds)]:
             if not 0 <= seed < 2**32:
                 raise UsageError(f"{flag(name)} is {seed}; it must be from 0 to {2**32 - 1}")
@@ -190,8 +202,8 @@ class Config:
 RESUMABLE_FIELDS = frozenset(
     {
         "workdir", "data_dir", "num_devices", "accumulation_steps", "log_every_steps",
-        "checkpoint_every_epochs", "num_steps", "coordinator_address", "num_processes",
-        "process_id",
+        "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
+        "keep_checkpoints", "num_steps", "coordinator_address", "num_processes", "process_id",
     }
 )  # fmt: skip
 
