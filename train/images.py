@@ -4,24 +4,52 @@ Shapes: H, W, C are the height, width and channels of one image, S the side of t
 Everything random takes its generator as an argument, so each function is pure.
 """
 
+import io
+import re
+import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 Augmentation = Literal["crop-flip", "shift", "shift-flip"]
 """`crop-flip`: random area and aspect ratio, then a flip (the paper's, section 5.1).
 `shift`: zero padding by an eighth of the side and a random crop, for small images.
 `shift-flip`: the same, then a flip, where a mirror image has the same meaning."""
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+"""What is decoded, whatever a file's name ends in."""
+
+MAX_PIXELS = 2 * 89_478_485
+"""Of one image: Pillow's own limit, half a GiB in RGB and more than cameras make. Without one, a
+file of a few bytes that promises pixels enough would take the machine's memory."""
+
+JPEG_START, START_OF_SCAN = b"\xff\xd8\xff", 0xDA
+
+# Of libjpeg's warnings (jerror.h) those that mean missing or wrong pixels.
+JPEG_DAMAGE = re.compile("[Pp]remature end|bad Huffman code|bad arithmetic code|found marker")
+
+# How an image of each EXIF orientation but the first is flipped, in the words of OpenCV (0: upside
+# down, 1: left and right, -1: both), after height and width have changed places for 5 and more.
+FLIPS = {2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}
+
+# Pillow's notes on odd metadata, which change no pixel.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # Each reader thread decodes its own images; OpenCV's threads on top of that would only contend.
 cv2.setNumThreads(1)
 
 
 def decode(encoded: bytes, num_channels: int) -> np.ndarray:
-    """Decode a JPEG, PNG or WebP file.
+    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file, whatever its name, and turn it upright.
+
+    Transparency is dropped, 16 bits become their upper 8, and of an animation the first frame is
+    taken, as the field's loaders do.
 
     Args:
         encoded: the bytes of the file.
@@ -31,16 +59,81 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
         uint8 (H, W, C).
 
     Raises:
-        ValueError: if the bytes are no image, or one of more than 2**30 pixels.
+        ValueError: in one line, if the bytes are no image, a truncated or visibly damaged one, or
+            one of more than `MAX_PIXELS`. Damage that leaves a valid file cannot be seen.
     """
-    flag = cv2.IMREAD_GRAYSCALE if num_channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
-    except cv2.error:  # no bytes at all, or more than 2**30 pixels
-        image = None
-    if image is None:
-        raise ValueError(f"not an image that can be decoded ({len(encoded)} bytes)")
-    return image.reshape(*image.shape[:2], num_channels)
+        pixels = None
+        if encoded.startswith(JPEG_START):
+            pixels = _decode_usual_jpeg(encoded, num_channels)
+        if pixels is None:
+            pixels = _decode_any(encoded, num_channels)
+    except Exception as error:  # on broken files Pillow raises whatever its parsers run into
+        what = "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        what = " ".join(what.split()).removesuffix(".") or type(error).__name__
+        raise ValueError(
+            f"not an image that can be decoded: {what} ({len(encoded)} bytes)"
+        ) from None
+    return pixels
+
+
+def _decode_usual_jpeg(encoded: bytes, num_channels: int) -> np.ndarray | None:
+    """Decode in half of Pillow's time; None for what is unusual and Pillow shall judge."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours in ("CMYK", "YCCK") or int(height) * int(width) > MAX_PIXELS:
+            return None
+        # Strict: libjpeg by itself fills in with grey what is missing.
+        pixels = simplejpeg.decode_jpeg(encoded, "RGB" if num_channels == 3 else "GRAY")
+    except ValueError as error:
+        if JPEG_DAMAGE.search(str(error)):
+            raise
+        return None  # an oddity that loses no pixel, such as needless bytes between segments
+    return _turn_upright(pixels, lambda: _exif_of_jpeg(encoded))
+
+
+def _decode_any(encoded: bytes, num_channels: int) -> np.ndarray:
+    # Opening reads the header alone, and refuses more than MAX_PIXELS.
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as file:
+        file.info.pop("transparency", None)
+        if file.mode in ("I", "F"):
+            raise ValueError("32 bits a pixel, whose white is not known")
+        if file.mode.startswith("I;16"):  # Pillow would cut off at 255
+            grey = (np.asarray(file) >> 8).astype(np.uint8)
+            pixels = np.repeat(grey[:, :, None], num_channels, axis=2)
+        else:
+            pixels = np.array(file.convert("RGB" if num_channels == 3 else "L"))
+            pixels = pixels.reshape(*pixels.shape[:2], num_channels)
+        return _turn_upright(pixels, file.getexif)
+
+
+def _exif_of_jpeg(encoded: bytes) -> Image.Exif:
+    """Walk over a JPEG's segments as far as its metadata reach."""
+    exif = Image.Exif()
+    start = 2
+    while encoded[start : start + 1] == b"\xff" and encoded[start + 1] != START_OF_SCAN:
+        end = start + 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
+        if encoded.startswith(b"Exif\0\0", start + 4):
+            exif.load(encoded[start + 4 : end])
+            break
+        start = end
+    return exif
+
+
+def _turn_upright(pixels: np.ndarray, read_exif: Callable[[], Image.Exif]) -> np.ndarray:
+    """Turn an image as its orientation says (EXIF 2.32, tag 0x0112)."""
+    try:
+        orientation = read_exif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata make no broken image
+        return pixels
+    if orientation not in FLIPS:
+        return pixels
+    height, width, channels = pixels.shape
+    if orientation >= 5:
+        height, width, pixels = width, height, cv2.transpose(pixels)
+    if (axes := FLIPS[orientation]) is not None:
+        pixels = cv2.flip(pixels, axes)
+    return pixels.reshape(height, width, channels)  # OpenCV drops a single channel
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -100,10 +193,11 @@ def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) 
 
 def random_shift(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Pad (S, S, C) with zeros by S // 8 on each side and take a random crop of (S, S, C)."""
-    size = image.shape[0]
+    size, _, channels = image.shape
     pad = size // 8
     top, left = rng.integers(2 * pad + 1, size=2)
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    padded = np.zeros((size + 2 * pad, size + 2 * pad, channels), np.uint8)  # np.pad takes longer
+    padded[pad : pad + size, pad : pad + size] = image
     return padded[top : top + size, left : left + size]
 
 
