@@ -1,11 +1,14 @@
 """What the commands of this package share: errors in one line, and starting JAX."""
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 
@@ -19,13 +22,23 @@ BAD_USAGE, INTERRUPTED = 2, 1
 def parse(read: Callable[[], T]) -> T:
     """Call tyro, and make one line of what it says of a wrong command line.
 
+    Args:
+        read: the call; what it returns is a dataclass, in whose paths `~` is the user's home, which
+            shells leave as it is in `--data-dir=~/data`.
+
     Raises:
         UsageError: whatever is wrong.
     """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return read()
+            options: Any = read()
+        paths = {
+            name: Path(os.path.expanduser(value))
+            for name, value in vars(options).items()
+            if isinstance(value, Path)
+        }
+        return dataclasses.replace(options, **paths)
     except SystemExit as ending:
         if not ending.code:  # --help
             raise

@@ -15,10 +15,16 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tyro
 from tensorflow_datasets.core import constants, read_only_builder
+from tensorflow_datasets.core.download.download_manager import (
+    DownloadConfig,
+    NonMatchingChecksumError,
+)
+from tensorflow_datasets.core.file_adapters import FileFormat
 
 from train import command_line
 from train.config import UsageError
-from train.datasets import fashion_mnist
+from train.datasets import fashion_mnist, imagenet2012
+from train.datasets.digits import Digits
 from train.datasets.image_folder import ENDINGS, ImageFolder, find_images, hold_out
 
 PROG = "python -m train.prepare"
@@ -62,11 +68,19 @@ def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
 
     def command() -> int:
-        if args[:1] == ["image-folder"]:
-            prog = f"{PROG} image-folder"
-            options = command_line.parse(lambda: tyro.cli(Folder, prog=prog, args=args[1:]))
-            return prepare_folder(options)
-        return prepare_built_in(command_line.parse(lambda: tyro.cli(BuiltIn, prog=PROG, args=args)))
+        try:
+            if args[:1] == ["image-folder"]:
+                prog = f"{PROG} image-folder"
+                return prepare_folder(
+                    command_line.parse(lambda: tyro.cli(Folder, prog=prog, args=args[1:]))
+                )
+            return prepare_built_in(
+                command_line.parse(lambda: tyro.cli(BuiltIn, prog=PROG, args=args))
+            )
+        except (
+            OSError
+        ) as error:  # a folder that may not be read or written, a full disk, no network
+            raise UsageError(" ".join(str(error).split())) from None
 
     return command_line.run(PROG, command)
 
@@ -114,46 +128,38 @@ def prepare_folder(options: Folder) -> int:
 
 def prepare_built_in(options: BuiltIn) -> int:
     """Prepare a data set with tensorflow-datasets' own builder, or ours where it is simpler."""
-    if options.archives is not None and not options.archives.is_dir():
-        raise UsageError(f"--archives {options.archives} is no folder")
-    if _is_there(options.name, options.data_dir):
+    name, archives = options.name, options.archives
+    if name == Digits.name:
+        print(f"{name} need no preparation; nothing was done")
         return 0
-    ours = options.name == fashion_mnist.FashionMnist.name
-    if ours and options.archives is not None:
-        names = fashion_mnist.file_names()
-        missing = [
-            name
-            for name in names
-            if not any((options.archives / (name + end)).is_file() for end in ("", ".gz"))
-        ]
-        if missing:
-            raise UsageError(f"--archives {options.archives} lacks {', '.join(missing)}")
-        builder = fashion_mnist.FashionMnist(data_dir=options.data_dir, archives=options.archives)
-        try:
-            _write(builder)
-        except (ValueError, EOFError) as error:
-            raise UsageError(f"--archives {options.archives}: {error}") from None
+    if archives is not None and not archives.is_dir():
+        raise UsageError(f"--archives {archives} is no folder")
+    if _is_there(name, options.data_dir):
         return 0
-    if importlib.util.find_spec("tensorflow") is None:
+    ours = name == fashion_mnist.FashionMnist.name
+    if not (ours and archives) and importlib.util.find_spec("tensorflow") is None:
         raise UsageError(
-            f"{options.name} is prepared by TensorFlow, which is not installed: "
+            f"{name} is prepared by TensorFlow, which is not installed: "
             "pip install -e '.[prepare]' (training will not need it)"
             + (" or name the folder of its four files with --archives" if ours else "")
         )
     try:
-        builder: Any = tfds.builder(
-            options.name, data_dir=options.data_dir, file_format="array_record"
-        )
+        if ours and archives:
+            fashion_mnist.check_archives(archives)
+            _write(fashion_mnist.FashionMnist(data_dir=options.data_dir, archives=archives))
+            return 0
+        if name == "imagenet2012":
+            imagenet2012.check_archives(archives)
+        builder = tfds.builder(name, data_dir=options.data_dir, file_format="array_record")
+        _write(builder, DownloadConfig(manual_dir=archives, try_download_gcs=False))
     except tfds.core.DatasetNotFoundError:
         raise UsageError(
-            f"tensorflow-datasets knows no data set {options.name}; for your own images: "
+            f"tensorflow-datasets knows no data set {name}; for your own images: "
             f"{PROG} image-folder PATH --name NAME"
         ) from None
-    download = tfds.download.DownloadConfig(manual_dir=options.archives, try_download_gcs=False)
-    try:
-        _write(builder, download)
-    except (AssertionError, FileNotFoundError) as error:  # what TFDS raises for missing archives
-        raise UsageError(f"{options.name}: {' '.join(str(error).split())}") from None
+    # What TFDS and fashion_mnist raise where archives are missing, cut or other ones than expected.
+    except (AssertionError, ValueError, NonMatchingChecksumError) as error:
+        raise UsageError(f"{name}: {' '.join(str(error).split())}") from None
     return 0
 
 
@@ -162,21 +168,26 @@ def _is_there(name: str, data_dir: Path) -> bool:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         return False
+    except ValueError as error:
+        raise UsageError(
+            f"{name} cannot be prepared; a name is NAME, NAME/CONFIG or NAME/CONFIG:VERSION "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    if builder.info.file_format not in FileFormat.with_random_access():
+        raise UsageError(
+            f"{name} is prepared in {builder.data_dir} in a format without random access; prepare "
+            "it beside that with another --data-dir"
+        )
     print(f"{name} is already prepared in {builder.data_dir}; nothing was done")
     return True
 
 
-def _write(builder: Any, download: Any = None) -> None:
+def _write(builder: Any, download: DownloadConfig | None = None) -> None:
     folder = Path(builder.data_dir).parent
     # What a killed attempt has left is of no use: TFDS starts again from the beginning.
     for unfinished in folder.glob("incomplete.*"):
         shutil.rmtree(unfinished)
-    try:
-        builder.download_and_prepare(download_config=download)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from None
+    builder.download_and_prepare(download_config=download)
     sizes = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
     print(f"prepared {builder.name} in {builder.data_dir}: {sizes} images")
 

@@ -200,7 +200,7 @@ def test_fashion_mnist_comes_from_its_four_files(archives: Path, tmp_path: Path)
             lambda folder: (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(
                 (folder / "t10k-labels-idx1-ubyte.gz").read_bytes()[:-12]
             ),
-            "--archives",
+            "t10k-labels-idx1-ubyte.gz is damaged",
         ),
     ],
 )

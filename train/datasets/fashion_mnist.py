@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,20 @@ CLASSES = [
 ]  # fmt: skip
 
 
-def file_names() -> list[str]:
-    """Name the four files, without the `.gz` that they may also have."""
-    return [
-        f"{start}-{kind}-ubyte"
-        for start in SPLITS.values()
-        for kind in ("images-idx3", "labels-idx1")
+def check_archives(folder: Path) -> None:
+    """Check that the four files are there, each with or without `.gz`.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    names = [
+        f"{s}-{kind}-ubyte" for s in SPLITS.values() for kind in ("images-idx3", "labels-idx1")
     ]
+    missing = [
+        name for name in names if not any((folder / (name + end)).is_file() for end in ("", ".gz"))
+    ]
+    if missing:
+        raise ValueError(f"--archives {folder} lacks {', '.join(missing)}")
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
@@ -33,7 +41,14 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
         ValueError: if the file is not of that format, or cut.
     """
     zipped = folder / f"{name}.gz"
-    data = gzip.decompress(zipped.read_bytes()) if zipped.exists() else (folder / name).read_bytes()
+    try:
+        data = (
+            gzip.decompress(zipped.read_bytes())
+            if zipped.exists()
+            else (folder / name).read_bytes()
+        )
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{zipped.name} is damaged: {error}") from None
     # Two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as a big-endian int.
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise ValueError(f"{name} is not in the IDX format")
