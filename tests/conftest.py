@@ -1,9 +1,13 @@
-"""The settings under which every test runs: 8 simulated devices, and no silent promotion."""
+"""The settings under which every test runs: 8 simulated devices, and no silent promotion.
+
+Runs of the trainer in processes of their own are compiled as for users.
+"""
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_disable_most_optimizations", True)  # compiling costs more than running here
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
