@@ -1,12 +1,11 @@
 """The order of events: open, plan, resume, train, evaluate, save, sum up."""
 
 import json
-import time
 
 import jax
 
 from optax_warmup import LargeMinibatchRecipe
-from train.checkpoint import Checkpoints, load_network
+from train.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.config import Config, UsageError
 from train.display import Display, outcome, plan
 from train.evaluation import error_rates, predict
@@ -15,11 +14,12 @@ from train.input_pipeline import (
     open_dataset,
     training_minibatches,
 )
-from train.metrics import MetricsLog, Record, top1_error_median_last5
+from train.metrics import MetricsLog, top1_error_median_last5
 from train.optimizer import make_optimizer
 from train.plots import plot_curves
+from train.report import Report
 from train.state import initial_state, params_digest, transplant
-from train.step import StepMetrics, abstract_minibatch, make_steps
+from train.step import abstract_minibatch, make_steps
 from train.stop import StopOnSignal
 from train.workdir import claim, finished, forget_summary, write_whole
 from train.workers import Workers, make_workers
@@ -60,12 +60,14 @@ def _train(
 ) -> int:
     optimizer = make_optimizer(recipe.schedule(), config.optimizer)
     steps = make_steps(config, dataset.num_classes, optimizer, workers)
-    checkpoints = Checkpoints(config.workdir / "checkpoints")
+    checkpoints = Checkpoints((config.workdir / "checkpoints").absolute(), config)
+    for line in checkpoints.set_aside:
+        display.say(line)
     state = initial_state(config, dataset.num_classes, optimizer, workers)
     if restored := checkpoints.restore(like=state):
         state = restored
     elif config.init_from is not None:
-        state = transplant(load_network(config.init_from, workers), into=state)
+        state = transplant(load_network(config.init_from, workers, display.say), into=state)
     step = first_step = int(state.step)
     if first_step:
         display.say(f"resuming after step {first_step}")
@@ -78,52 +80,28 @@ def _train(
     forget_summary(config)
     train_step = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
     epoch_steps = recipe.steps_per_epoch
-    clock = Clock(first_step)
+    report = Report(config, epoch_steps, last_step, log, display, first_step)
+    times = CheckpointTimes(config, epoch_steps)
 
-    def ends_epoch(step: int) -> bool:
-        return step % epoch_steps == 0 or step == last_step
-
-    def read(step: int, metrics: StepMetrics) -> Record:
-        """Wait for an update; what it says is a record where one is due, else empty."""
-        values = jax.device_get(metrics)
-        if step % config.log_every_steps and not ends_epoch(step):
-            return {}
-        return {
-            "step": step,
-            "epoch": step / epoch_steps,
-            "train/loss": float(values.loss),
-            "train/top1_error": float(values.top1_error),
-            "train/learning_rate": float(values.learning_rate),
-            "train/images_per_second": clock.steps_per_second(step) * workers.batch_size,
-        }
-
-    def write(record: Record) -> None:
-        if record:
-            log.write(record)
-            display.show(record)
-
-    unread: tuple[int, StepMetrics] | None = None
     for rows in training_minibatches(dataset, config, workers, first_step, last_step):
         state, metrics = train_step(state, jax.tree.map(workers.to_devices, rows))
         step += 1
-        if unread:  # the update before, read while this one runs
-            write(read(*unread))
-        unread = step, metrics
-        if not ends_epoch(step) and not stop.requested:
-            continue
-        record = read(*unread)
-        unread = None
-        if ends_epoch(step):
+        report.update(step, metrics)
+        if report.ends_epoch(step):
+            record = report.read()
             record |= error_rates(
                 *predict(state.params, state.batch_stats, steps, dataset, config, workers)
             )
-        write(record)
-        if (step // epoch_steps) % config.checkpoint_every_epochs == 0 or stop.requested:
-            checkpoints.save(step, state)
-        clock.restart(step)
-        if stop.requested:
+            report.write(record)
+            report.leave_out(step)
+        stopping = stop.reached(step)
+        if stopping or step == last_step or times.is_due(step):
+            report.write(report.read())
+            log.sync()  # a run that goes on from the checkpoint has all records before it
+            checkpoints.save(step, state, log.errors)
+            report.leave_out(step)
+        if stopping:
             break
-    checkpoints.save(step, state)
     checkpoints.close()
     log.close()
     summary = {
@@ -142,20 +120,3 @@ def _train(
         return STOPPED
     display.say(outcome(config.workdir, summary))
     return DONE
-
-
-class Clock:
-    """Steps per second since the last reading, evaluations and the like left out."""
-
-    def __init__(self, step: int) -> None:
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Begin to count at a step that has just been made."""
-        self._step, self._seconds = step, time.perf_counter()
-
-    def steps_per_second(self, step: int) -> float:
-        """Read the rate up to a step that has just been made, and begin anew."""
-        steps, seconds = step - self._step, time.perf_counter() - self._seconds
-        self.restart(step)
-        return steps / seconds

@@ -1,7 +1,10 @@
 """What a run writes down: metrics.jsonl, TensorBoard events and the summary."""
 
 import json
+import os
+import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,9 @@ def read_records(path: Path) -> list[Record]:
 class MetricsLog:
     """The metrics of one run, going on after `step` updates; later records are forgotten.
 
-    Every process keeps the records; process 0 alone writes them.
+    Every process keeps the records; process 0 alone writes them. metrics.jsonl is what counts:
+    TensorBoard's events are written anew from it whenever a run goes on, so that no kill and no
+    clock that has been set back leaves a gap or a second curve in them.
 
     Args:
         workdir: of the run.
@@ -41,10 +46,25 @@ class MetricsLog:
             return
         write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a")
-        # Flushed often: what a kill keeps from the disk could not be written again after a resume.
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=1
-        )
+        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), flush_secs=1)
+        self._began = time.time() - self.seconds
+        for record in self.records:
+            self._show(record)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training up to the last record, over all times that the run went on."""
+        return self.records[-1].get("train/seconds", 0.0) if self.records else 0.0
+
+    @property
+    def errors(self) -> dict[int, float]:
+        """Top-1 error of each evaluation, a fraction, by step."""
+        return {
+            record["step"]: record["eval/top1_error"]
+            for record in self.records
+            if "eval/top1_error" in record
+        }
 
     def write(self, record: Record) -> None:
         """Append one record, whole, to metrics.jsonl and TensorBoard."""
@@ -53,13 +73,23 @@ class MetricsLog:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._show(record)
+
+    def _show(self, record: Record) -> None:
+        # On TensorBoard's relative axis is the time spent on training, without what lay between.
+        seconds = self._began + record.get("train/seconds", 0.0)
         for name, value in record.items():
             if "/" in name:
-                self._tensorboard.add_scalar(name, value, record["step"])
+                self._tensorboard.add_scalar(name, value, record["step"], walltime=seconds)
+
+    def sync(self) -> None:
+        """Have all records on the disk, before a checkpoint that comes after them is."""
+        if self._writes:
+            os.fsync(self._file.fileno())
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the state after `step` updates has been evaluated."""
-        return any(r["step"] == step and "eval/top1_error" in r for r in self.records)
+        return step in self.errors
 
     def close(self) -> None:
         """Flush everything to disk."""

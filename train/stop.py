@@ -5,9 +5,15 @@ import signal
 from types import FrameType
 from typing import Self
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class StopOnSignal:
     """While entered, SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once.
+
+    Where `jax.distributed` runs, SIGTERM is left to it: it is the cluster's notice of preemption,
+    of which JAX tells all processes, and at which step they stop.
 
     Attributes:
         requested: whether a signal has come.
@@ -17,11 +23,15 @@ class StopOnSignal:
         self.requested = False
 
     def __enter__(self) -> Self:
-        self._before = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = [signal.SIGINT]
+        if not jax.distributed.is_initialized():
+            numbers.append(signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._request) for number in numbers}
         return self
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step` updates; to be asked after each, by every process."""
+        return self.requested or multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -15,9 +15,12 @@ from train.config import Config, UsageError, differing_fields
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file's text so that a kill leaves the old text or the new, never a half."""
+    """Replace a file's text so that a kill or a crash leaves the old or the new, never a half."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
+    with unfinished.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or the name might reach the disk before the text does
     os.replace(unfinished, path)
 
 

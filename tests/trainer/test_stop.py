@@ -111,3 +111,41 @@ def test_leaving_by_an_error_restores_the_handlers():
     with pytest.raises(ZeroDivisionError), StopOnSignal():
         raise ZeroDivisionError
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+PREEMPTED = """
+import os, signal, socket, sys, time
+import jax
+
+with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+jax.distributed.initialize(address, 1, 0)
+from train.stop import StopOnSignal
+
+with StopOnSignal() as stop:
+    print(stop.reached(1), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    step = 1
+    for _ in range(6000):
+        step += 1
+        if stop.reached(step):
+            break
+        time.sleep(0.01)
+    print(stop.reached(step), stop.requested, flush=True)
+"""
+
+
+def test_under_a_cluster_the_notice_of_preemption_is_left_to_jax():
+    """JAX tells all processes of it, and names the step after which they stop."""
+    run = subprocess.run(
+        [sys.executable, "-c", PREEMPTED], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["False", "True", "False"], run.stderr
+
+
+def test_a_signal_is_reached_at_any_step():
+    with StopOnSignal() as stop:
+        assert not stop.reached(7)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reached(8)

@@ -1,0 +1,94 @@
+"""What a run says of its steps: one record every few updates, read one update late."""
+
+import time
+
+import jax
+
+from train.config import Config
+from train.display import Display
+from train.metrics import MetricsLog, Record
+from train.step import StepMetrics
+
+
+class Report:
+    """What the updates say: each is read while the next one runs, and written where it is due.
+
+    Args:
+        config: of the run.
+        epoch_steps: steps in an epoch.
+        last_step: at which the run ends.
+        log: where records go.
+        display: likewise.
+        step: updates made by the state from which the run goes on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        epoch_steps: int,
+        last_step: int,
+        log: MetricsLog,
+        display: Display,
+        step: int,
+    ) -> None:
+        self._config, self._epoch_steps, self._last_step = config, epoch_steps, last_step
+        self._log, self._display = log, display
+        self._unread: tuple[int, StepMetrics] | None = None
+        self._began = time.perf_counter() - log.seconds
+        self._clock = Clock(step)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends with this step."""
+        return step % self._epoch_steps == 0 or step == self._last_step
+
+    def update(self, step: int, metrics: StepMetrics) -> None:
+        """Take the metrics of an update that has been started; write those of the one before."""
+        self.write(self.read())
+        self._unread = step, metrics
+
+    def read(self) -> Record:
+        """Wait for the last update; what it says is a record where one is due, else empty."""
+        if self._unread is None:
+            return {}
+        (step, metrics), self._unread = self._unread, None
+        values = jax.device_get(metrics)
+        if step % self._config.log_every_steps and not self.ends_epoch(step):
+            return {}
+        images_per_step = self._config.batch_size
+        return {
+            "step": step,
+            "epoch": step / self._epoch_steps,
+            "train/loss": float(values.loss),
+            "train/top1_error": float(values.top1_error),
+            "train/learning_rate": float(values.learning_rate),
+            "train/images_per_second": self._clock.steps_per_second(step) * images_per_step,
+            "train/num_examples_seen": step * images_per_step,
+            "train/seconds": time.perf_counter() - self._began,
+        }
+
+    def write(self, record: Record) -> None:
+        """Write a record, unless it is empty."""
+        if record:
+            self._log.write(record)
+            self._display.show(record)
+
+    def leave_out(self, step: int) -> None:
+        """Leave what was done since a step that had just been made out of the speed."""
+        self._clock.restart(step)
+
+
+class Clock:
+    """Steps per second since the last reading, evaluations and the like left out."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Begin to count at a step that has just been made."""
+        self._step, self._seconds = step, time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        """Read the rate up to a step that has just been made, and begin anew."""
+        steps, seconds = step - self._step, time.perf_counter() - self._seconds
+        self.restart(step)
+        return steps / seconds
