@@ -187,7 +187,12 @@ def _write(builder: Any, download: DownloadConfig | None = None) -> None:
     # What a killed attempt has left is of no use: TFDS starts again from the beginning.
     for unfinished in folder.glob("incomplete.*"):
         shutil.rmtree(unfinished)
-    builder.download_and_prepare(download_config=download)
+    try:
+        builder.download_and_prepare(download_config=download)
+    except RuntimeError as error:  # of the writer of the files
+        if "No space left" not in str(error):
+            raise
+        raise UsageError(" ".join(str(error).split())) from None
     sizes = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
     print(f"prepared {builder.name} in {builder.data_dir}: {sizes} images")
 
