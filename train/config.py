@@ -17,6 +17,10 @@ class UsageError(Exception):
     """A mistake of the user: shown as one line, without a traceback, with exit code 2."""
 
 
+class DataError(Exception):
+    """A data set whose files are at fault: shown likewise, with exit code 1."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run. The paper's words: k workers with n images each, a minibatch of kn."""
@@ -88,6 +92,10 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; parameters and statistics are float32."""
 
+    max_corrupt_images: int = 0
+    """How many images that cannot be decoded do not end the run: in training others take their
+    place, and evaluation leaves them out; corrupt_images.jsonl lists them."""
+
     seed: int = 0
     """Of the initial parameters, the order of the data and the augmentation."""
 
@@ -104,7 +112,7 @@ class Config:
     """Steps between two checkpoints, beside those of the epochs."""
 
     checkpoint_every_minutes: float | None = None
-    """Minutes after which a checkpoint is due with the next line of metrics, likewise."""
+    """Minutes between two checkpoints, likewise."""
 
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the one with the least test error is too."""
@@ -134,6 +142,10 @@ class Config:
         minutes = self.checkpoint_every_minutes
         if minutes is not None and not minutes > 0:
             raise UsageError(f"--checkpoint-every-minutes is {minutes}; it must be more than 0")
+        if self.max_corrupt_images < 0:
+            raise UsageError(
+                f"--max-corrupt-images is {self.max_corrupt_images}; it must be at least 0"
+            )
         for name, seed in [("seed", self.seed), *(("seeds", seed) for seed in self.seeds)]:
             if not 0 <= seed < 2**32:
                 raise UsageError(f"{flag(name)} is {seed}; it must be from 0 to {2**32 - 1}")
@@ -203,7 +215,8 @@ RESUMABLE_FIELDS = frozenset(
     {
         "workdir", "data_dir", "num_devices", "accumulation_steps", "log_every_steps",
         "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
-        "keep_checkpoints", "num_steps", "coordinator_address", "num_processes", "process_id",
+        "keep_checkpoints", "num_steps", "max_corrupt_images", "coordinator_address",
+        "num_processes", "process_id",
     }
 )  # fmt: skip
 

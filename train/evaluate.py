@@ -11,8 +11,9 @@ import tyro
 from train import command_line
 from train.checkpoint import load_network
 from train.config import Config, UsageError
+from train.corrupt import CorruptImages
 from train.evaluation import error_rates, predict
-from train.input_pipeline import open_dataset
+from train.input_pipeline import NO_LABEL, open_dataset
 from train.optimizer import make_optimizer
 from train.step import make_steps
 from train.workers import make_workers
@@ -32,6 +33,9 @@ class Options:
 
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps prepared data; that of the run if left out."""
+
+    max_corrupt_images: int | None = None
+    """How many images that cannot be decoded may be left out; as in the run if left out."""
 
     num_devices: int | None = None
     """Simulate this many CPU devices; left out, all devices of the machine are used."""
@@ -60,6 +64,11 @@ def _evaluate(options: Options) -> int:
     config = dataclasses.replace(
         config,
         data_dir=options.data_dir or config.data_dir,
+        max_corrupt_images=(
+            config.max_corrupt_images
+            if options.max_corrupt_images is None
+            else options.max_corrupt_images
+        ),
         num_workers=jax.device_count(),
         accumulation_steps=1,
     )
@@ -68,6 +77,8 @@ def _evaluate(options: Options) -> int:
     steps = make_steps(config, dataset.num_classes, make_optimizer(lambda step: 0.0), workers)
     network = load_network(options.workdir, workers)
     labels, classes = predict(network.params, network.batch_stats, steps, dataset, config, workers)
+    corrupt = CorruptImages(config, dataset)
+    corrupt.meet_in_evaluation(network.step, labels)
     path = options.predictions or options.workdir / "predictions.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
@@ -79,12 +90,14 @@ def _evaluate(options: Options) -> int:
             for image, (label, likeliest) in enumerate(
                 zip(labels.tolist(), classes.tolist(), strict=True)
             )
+            if label != NO_LABEL
         )
     errors = error_rates(labels, classes)
     print(
         f"step {network.step}: top-1 error {100 * errors['eval/top1_error']:.2f} %, "
         f"top-5 error {100 * errors['eval/top5_error']:.2f} % on all "
-        f"{errors['eval/num_examples']} test images of {dataset.name}; predictions: {path}"
+        f"{errors['eval/num_examples']} test images of {dataset.name}"
+        f"{f' but {len(corrupt)} corrupt ones' if corrupt else ''}; predictions: {path}"
     )
     return 0
 

@@ -16,21 +16,25 @@ from train.workers import Workers
 def predict(
     params: Any, batch_stats: Any, steps: Steps, dataset: Dataset, config: Config, workers: Workers
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, (N,), and likeliest classes, (N, 5), of all N test images in their order."""
+    """Labels, (N,), and likeliest classes, (N, 5), of all N test images in their order.
+
+    The label of an image that cannot be decoded is `NO_LABEL`.
+    """
 
     def minibatches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for rows in evaluation_minibatches(dataset, config, workers):
             minibatch = jax.tree.map(workers.to_devices, rows)
             labels, classes = jax.device_get(steps.evaluate(params, batch_stats, minibatch))
-            real = labels != NO_LABEL
-            yield labels[real], classes[real]
+            yield labels.reshape(-1), classes.reshape(-1, classes.shape[-1])
 
     labels, classes = zip(*minibatches(), strict=True)
-    return np.concatenate(labels), np.concatenate(classes)
+    padded = len(dataset.evaluation)  # where the padding begins
+    return np.concatenate(labels)[:padded], np.concatenate(classes)[:padded]
 
 
 def error_rates(labels: np.ndarray, classes: np.ndarray) -> Record:
-    """Top-1 and top-5 errors over all images given, as fractions, and how many these are."""
+    """Top-1 and top-5 errors over all images with a label, as fractions, and how many these are."""
+    labels, classes = labels[labels != NO_LABEL], classes[labels != NO_LABEL]
     wrong = classes != labels[:, None]
     return {
         "eval/top1_error": float(wrong[:, 0].mean()),

@@ -19,19 +19,29 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from train.config import Config, UsageError
+from train.config import Config, DataError, UsageError
 from train.datasets.digits import Digits
 from train.images import augment, decode, evaluation_crop
 from train.workers import Workers
 
-NO_LABEL = -1  # of the padding that fills the last minibatch of an evaluation
+# Of the padding that fills the last minibatch of an evaluation, and of corrupt images in one.
+NO_LABEL = -1
+SOUND = -1  # in the place of an index, where an image could be decoded
+
+NUM_DRAWS = 100  # of images to replace a corrupt one, until one of them is sound
 
 
 class Examples(NamedTuple):
-    """Images, uint8 (..., S, S, C), and their labels, int32 (...)."""
+    """Images, uint8 (..., S, S, C), and their labels, int32 (...).
+
+    Attributes:
+        corrupt: index of the example that belongs here but cannot be decoded, or `SOUND`; int32
+            (...). In training another example has taken its place.
+    """
 
     images: Any
     labels: Any
+    corrupt: Any
 
 
 class Records(Protocol):
@@ -50,6 +60,7 @@ class Dataset:
     num_classes: int
     train: Records
     evaluation: Records
+    evaluation_split: str = "test"
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -108,11 +119,18 @@ def open_dataset(config: Config) -> Dataset:
             f"--dataset {config.dataset} is prepared as {builder.info.file_format.value}, which "
             "has no random access; prepare it with --file_format=array_record"
         ) from None
+    for split, records in (("train", train), (held_out, evaluation)):
+        if len(records) and records.__getitems__([0])[0]["label"] < 0:
+            raise UsageError(
+                f"--dataset {config.dataset} has no labels in its split '{split}' (its first label "
+                "is negative); needed are labels in 'train' and in 'validation' or 'test'"
+            )
     return Dataset(
         name=config.dataset,
         num_classes=features["label"].num_classes,
         train=train,
         evaluation=evaluation,
+        evaluation_split=held_out,
     )
 
 
@@ -154,20 +172,15 @@ def training_minibatches(
         order = epoch_order(config.seed, epoch, num_examples)
         examples = order[first : first + workers.batch_size_per_worker].tolist()
         images, labels = _decoded(dataset.train, examples, config)
-        return Examples(
-            np.stack(
-                [
-                    augment(
-                        image,
-                        config.image_size,
-                        config.augmentation,
-                        example_rng(config.seed, epoch, example),
-                    )
-                    for example, image in zip(examples, images, strict=True)
-                ]
-            ),
-            np.asarray(labels, np.int32),
-        )
+        corrupt = np.full(len(examples), SOUND, np.int32)
+        for row, example in enumerate(examples):
+            rng = example_rng(config.seed, epoch, example)
+            image = images[row]
+            if isinstance(image, ValueError):
+                corrupt[row] = example
+                image, labels[row] = _replacement(dataset, example, image, config, rng)
+            images[row] = augment(image, config.image_size, config.augmentation, rng)
+        return Examples(np.stack(images), np.asarray(labels, np.int32), corrupt)
 
     return _read(load, workers, first_step, last_step)
 
@@ -177,7 +190,8 @@ def evaluation_minibatches(
 ) -> Iterator[Examples]:
     """Yield this process's rows of minibatches that hold each evaluation image once, in order.
 
-    The last minibatch is filled up with images whose label is `NO_LABEL`.
+    The last minibatch is filled up with images whose label is `NO_LABEL`; the label of a corrupt
+    image is the same, since another would count twice.
     """
     num_examples = len(dataset.evaluation)
     size = config.image_size
@@ -188,22 +202,44 @@ def evaluation_minibatches(
         examples = list(range(first, min(last, num_examples)))
         images = np.zeros((workers.batch_size_per_worker, size, size, len(config.mean)), np.uint8)
         labels = np.full(workers.batch_size_per_worker, NO_LABEL, np.int32)
+        corrupt = np.full(workers.batch_size_per_worker, SOUND, np.int32)
         if examples:
             decoded, labels[: len(examples)] = _decoded(dataset.evaluation, examples, config)
             for row, image in enumerate(decoded):
-                images[row] = evaluation_crop(image, size, config.augmentation)
-        return Examples(images, labels)
+                if isinstance(image, ValueError):
+                    labels[row], corrupt[row] = NO_LABEL, examples[row]
+                else:
+                    images[row] = evaluation_crop(image, size, config.augmentation)
+        return Examples(images, labels, corrupt)
 
     return _read(load, workers, 0, -(-num_examples // workers.batch_size))
 
 
-def _decoded(
-    source: Records, examples: list[int], config: Config
-) -> tuple[list[np.ndarray], list[int]]:
+def _decoded(source: Records, examples: list[int], config: Config) -> tuple[list[Any], list[int]]:
+    """Images, or why they cannot be decoded, and labels."""
     # One read for all images of a worker takes less than half the time of single ones.
     records = source.__getitems__(examples)
-    images = [decode(record["image"], num_channels=len(config.mean)) for record in records]
+    images: list[Any] = []
+    for record in records:
+        try:
+            images.append(decode(record["image"], num_channels=len(config.mean)))
+        except ValueError as error:
+            images.append(error)
     return images, [record["label"] for record in records]
+
+
+def _replacement(
+    dataset: Dataset, example: int, why: ValueError, config: Config, rng: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Draw another training image, and its label, for an example that is corrupt."""
+    for other in rng.integers(len(dataset.train), size=NUM_DRAWS).tolist():
+        (image,), (label,) = _decoded(dataset.train, [other], config)
+        if not isinstance(image, ValueError):
+            return image, label
+    raise DataError(
+        f"image {example} of the split 'train' of {dataset.name} is {why}; nor are {NUM_DRAWS} "
+        "others that were drawn to take its place"
+    )
 
 
 def _read(load: Any, workers: Workers, first_step: int, last_step: int) -> Iterator[Examples]:

@@ -7,6 +7,7 @@ import jax
 from optax_warmup import LargeMinibatchRecipe
 from train.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.config import Config, UsageError
+from train.corrupt import CorruptImages
 from train.display import Display, outcome, plan
 from train.evaluation import error_rates, predict
 from train.input_pipeline import (
@@ -80,18 +81,22 @@ def _train(
     forget_summary(config)
     train_step = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
     epoch_steps = recipe.steps_per_epoch
-    report = Report(config, epoch_steps, last_step, log, display, first_step)
+    corrupt = CorruptImages(config, dataset, first_step, config.workdir / "corrupt_images.jsonl")
+    report = Report(config, epoch_steps, last_step, log, display, corrupt, first_step)
     times = CheckpointTimes(config, epoch_steps)
 
     for rows in training_minibatches(dataset, config, workers, first_step, last_step):
-        state, metrics = train_step(state, jax.tree.map(workers.to_devices, rows))
+        minibatch = jax.tree.map(workers.to_devices, rows)
+        state, metrics = train_step(state, minibatch)
         step += 1
-        report.update(step, metrics)
+        report.update(step, metrics, minibatch.corrupt)
         if report.ends_epoch(step):
             record = report.read()
-            record |= error_rates(
-                *predict(state.params, state.batch_stats, steps, dataset, config, workers)
+            labels, classes = predict(
+                state.params, state.batch_stats, steps, dataset, config, workers
             )
+            corrupt.meet_in_evaluation(step, labels)
+            record |= error_rates(labels, classes) | {"data/corrupt_images": len(corrupt)}
             report.write(record)
             report.leave_out(step)
         stopping = stop.reached(step)

@@ -5,6 +5,7 @@ import time
 import jax
 
 from train.config import Config
+from train.corrupt import CorruptImages
 from train.display import Display
 from train.metrics import MetricsLog, Record
 from train.step import StepMetrics
@@ -19,6 +20,7 @@ class Report:
         last_step: at which the run ends.
         log: where records go.
         display: likewise.
+        corrupt: where images that cannot be decoded are noted.
         step: updates made by the state from which the run goes on.
     """
 
@@ -29,11 +31,12 @@ class Report:
         last_step: int,
         log: MetricsLog,
         display: Display,
+        corrupt: CorruptImages,
         step: int,
     ) -> None:
         self._config, self._epoch_steps, self._last_step = config, epoch_steps, last_step
-        self._log, self._display = log, display
-        self._unread: tuple[int, StepMetrics] | None = None
+        self._log, self._display, self._corrupt = log, display, corrupt
+        self._unread: tuple[int, StepMetrics, jax.Array] | None = None
         self._began = time.perf_counter() - log.seconds
         self._clock = Clock(step)
 
@@ -41,17 +44,28 @@ class Report:
         """Whether an epoch, or the run, ends with this step."""
         return step % self._epoch_steps == 0 or step == self._last_step
 
-    def update(self, step: int, metrics: StepMetrics) -> None:
-        """Take the metrics of an update that has been started; write those of the one before."""
+    def update(self, step: int, metrics: StepMetrics, corrupt: jax.Array) -> None:
+        """Take the metrics of an update that has been started; write those of the one before.
+
+        Args:
+            step: updates made, this one included.
+            metrics: of this one.
+            corrupt: `Examples.corrupt` of its minibatch.
+
+        Raises:
+            DataError: if there are more corrupt images than may be.
+        """
         self.write(self.read())
-        self._unread = step, metrics
+        self._unread = step, metrics, corrupt
 
     def read(self) -> Record:
         """Wait for the last update; what it says is a record where one is due, else empty."""
         if self._unread is None:
             return {}
-        (step, metrics), self._unread = self._unread, None
+        (step, metrics, corrupt), self._unread = self._unread, None
         values = jax.device_get(metrics)
+        if values.num_corrupt:
+            self._corrupt.meet_in_training(step, corrupt)
         if step % self._config.log_every_steps and not self.ends_epoch(step):
             return {}
         images_per_step = self._config.batch_size
@@ -62,6 +76,7 @@ class Report:
             "train/top1_error": float(values.top1_error),
             "train/learning_rate": float(values.learning_rate),
             "train/images_per_second": self._clock.steps_per_second(step) * images_per_step,
+            "data/corrupt_images": len(self._corrupt),
             "train/num_examples_seen": step * images_per_step,
             "train/seconds": time.perf_counter() - self._began,
         }

@@ -1,7 +1,8 @@
 """One optimizer update and one evaluation minibatch, as pure functions.
 
 Shapes: A accumulation steps, kn/A images of a minibatch in each, S the side of the input, C
-channels. Minibatches are uint8 images (A, kn/A, S, S, C) and int32 labels (A, kn/A).
+channels. Minibatches are uint8 images (A, kn/A, S, S, C), int32 labels and indices of corrupt
+images (A, kn/A).
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from flax import nnx
 from optax_warmup import current_learning_rate
 from train.config import Config
 from train.images import normalize
-from train.input_pipeline import Examples
+from train.input_pipeline import SOUND, Examples
 from train.state import TrainState, make_network
 from train.workers import Workers
 
@@ -28,13 +29,15 @@ class StepMetrics(NamedTuple):
     top1_error: jax.Array
     learning_rate: jax.Array
     """The rate that was applied."""
+    num_corrupt: jax.Array
+    """Images in whose place others stood."""
 
 
 class Predictions(NamedTuple):
     """Of one evaluation minibatch, for each of its images, (A, kn/A, ...), on every device."""
 
     labels: jax.Array
-    """The right class, or `NO_LABEL`; int32."""
+    """The right class, or `NO_LABEL` of padding and corrupt images; int32."""
     classes: jax.Array
     """The likeliest five classes, or all where there are fewer, likeliest first; int32."""
 
@@ -54,6 +57,7 @@ def abstract_minibatch(config: Config, workers: Workers) -> Examples:
     pixels = (config.image_size, config.image_size, len(config.mean))
     return Examples(
         jax.ShapeDtypeStruct((*parts, *pixels), jnp.uint8, sharding=workers.divided),
+        jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.divided),
         jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.divided),
     )
 
@@ -78,13 +82,14 @@ def make_steps(
         # Each part carries its share of the mean over all workers.
         new_stats = jax.tree.map(lambda stat: stat / workers.num_parts, new_stats)
         errors = (logits.argmax(axis=1) != part.labels).sum(dtype=jnp.int32)
-        return loss, (new_stats, errors)
+        num_corrupt = (part.corrupt != SOUND).sum(dtype=jnp.int32)
+        return loss, (new_stats, errors, num_corrupt)
 
     def gradients_of_part(constants: Any, part: Examples) -> Any:
         return jax.value_and_grad(loss_of_part, has_aux=True)(*constants, part)
 
     def train_step(state: TrainState, minibatch: Examples) -> tuple[TrainState, StepMetrics]:
-        (loss, (batch_stats, errors)), gradients = workers.sum_over_minibatch(
+        (loss, (batch_stats, errors, num_corrupt)), gradients = workers.sum_over_minibatch(
             gradients_of_part, (state.params, state.batch_stats), minibatch
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -95,7 +100,7 @@ def make_steps(
             opt_state=opt_state,
         )
         error = errors.astype(jnp.float32) / workers.batch_size
-        return new_state, StepMetrics(loss, error, current_learning_rate(opt_state))
+        return new_state, StepMetrics(loss, error, current_learning_rate(opt_state), num_corrupt)
 
     def predictions_of_part(constants: Any, part: Examples) -> Predictions:
         params, batch_stats = constants

@@ -24,6 +24,7 @@ ORDER = [
     "step",
     "checkpoint",
     "workdir",
+    "corrupt",
     "metrics",
     "evaluation",
     "plots",

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core import registered
 
-from train.config import Config, UsageError
+from train.config import Config, DataError, UsageError
 from train.images import evaluation_crop
 from train.input_pipeline import (
     NO_LABEL,
+    SOUND,
     Dataset,
     Examples,
     epoch_order,
@@ -102,7 +103,7 @@ def in_order_of_workers(rows: Examples, workers: Workers) -> Examples:
         by_worker = column.reshape(len(workers.local), -1, *column.shape[1:])
         return by_worker[np.argsort(workers.local)]
 
-    return Examples(reorder(rows.images), reorder(rows.labels))
+    return Examples(*map(reorder, rows))
 
 
 def training_steps(
@@ -114,8 +115,8 @@ def training_steps(
 
 
 def assert_same(left: Examples, right: Examples) -> None:
-    np.testing.assert_array_equal(left.images, right.images)
-    np.testing.assert_array_equal(left.labels, right.labels)
+    for column, other in zip(left, right, strict=True):
+        np.testing.assert_array_equal(column, other)
 
 
 def augmented(config: Config, epoch: int) -> dict[int, bytes]:
@@ -202,8 +203,8 @@ def test_hosts_put_together_have_the_same_minibatches(hosts: list[tuple[int, ...
             host, row = place[worker]
             found = of_hosts[host][step]
             assert_same(
-                Examples(found.images[row], found.labels[row]),
-                Examples(expected.images[worker], expected.labels[worker]),
+                Examples(*(column[row] for column in found)),
+                Examples(*(column[worker] for column in expected)),
             )
 
 
@@ -293,17 +294,90 @@ def test_real_digits_arrive_as_uint8_images_and_int32_labels(
 
 
 class Broken(Numbered):
-    """One file of the set is damaged."""
+    """Some files of the set are damaged."""
+
+    def __init__(self, num_examples: int, damaged: Collection[int]) -> None:
+        super().__init__(num_examples)
+        self.damaged = damaged
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         records = super().__getitems__(indices)
-        return [r | {"image": r["image"][:20]} if r["label"] == 7 else r for r in records]
+        return [
+            r | {"image": r["image"][:-40]} if r["label"] in self.damaged else r for r in records
+        ]
 
 
-def test_a_damaged_image_ends_the_run_with_an_error():
-    config, broken = small_config(), dataclasses.replace(numbered(), train=Broken(37))
-    with pytest.raises(ValueError, match=r"not an image that can be decoded \(20 bytes\)"):
-        list(training_minibatches(broken, config, workers_of(config), 0, 6))
+def broken(damaged: Collection[int]) -> Dataset:
+    return dataclasses.replace(
+        numbered(), train=Broken(37, damaged), evaluation=Broken(13, damaged)
+    )
+
+
+def test_another_image_takes_the_place_of_a_damaged_one():
+    """With its own label, and with the rest of the minibatch as it would have been."""
+    config = small_config()
+    workers = workers_of(config)
+    pixels = Numbered(37).pixels
+    replacements = []
+    for rows, sound in zip(
+        training_minibatches(broken({7, 20}), config, workers, 0, 9),
+        training_minibatches(numbered(), config, workers, 0, 9),
+        strict=True,
+    ):
+        damaged = np.isin(sound.labels, [7, 20])
+        np.testing.assert_array_equal(rows.corrupt, np.where(damaged, sound.labels, SOUND))
+        np.testing.assert_array_equal(rows.labels[~damaged], sound.labels[~damaged])
+        np.testing.assert_array_equal(rows.images[~damaged], sound.images[~damaged])
+        for image, label in zip(rows.images[damaged], rows.labels[damaged], strict=True):
+            windows = np.lib.stride_tricks.sliding_window_view(pixels[label], (6, 6, 1))
+            assert (windows.reshape(-1, 6, 6, 1) == image[1:7, 1:7]).all(axis=(1, 2, 3)).any()
+            replacements.append(int(label))
+    assert 5 <= len(replacements) <= 6  # two in each of three epochs, of which one is left out
+    assert not {7, 20} & set(replacements)
+    assert len(set(replacements)) > 2  # another one in each epoch
+
+
+def test_a_replacement_depends_on_seed_epoch_and_example_alone():
+    def replaced(config: Config, workers: Workers, first: int, last: int) -> set[Any]:
+        return {
+            (int(example), int(label), image.tobytes())
+            for rows in training_minibatches(broken({7, 20}), config, workers, first, last)
+            for image, label, example in zip(*rows, strict=True)
+            if example != SOUND
+        }
+
+    config = small_config(seed=4)
+    whole = replaced(config, workers_of(config), 0, 9)
+    assert len(whole) >= 5
+    hosts = [as_host(workers_of(config), fed_here) for fed_here in [(0, 3), (1, 2)]]
+    assert set.union(*(replaced(config, host, 0, 9) for host in hosts)) == whole
+    parts = [replaced(config, workers_of(config), *steps) for steps in [(0, 4), (4, 9)]]
+    assert set.union(*parts) == whole
+    other = dataclasses.replace(config, num_workers=12, batch_size_per_worker=1)
+    assert replaced(other, workers_of(other), 0, 9) == whole
+    another_seed = dataclasses.replace(config, seed=5)
+    assert not replaced(another_seed, workers_of(another_seed), 0, 9) & whole
+
+
+def test_a_damaged_image_is_left_out_of_an_evaluation():
+    config = small_config()
+    minibatches = list(evaluation_minibatches(broken({0, 5, 12}), config, workers_of(config)))
+    labels, corrupt = (
+        np.concatenate([getattr(rows, name) for rows in minibatches])
+        for name in ("labels", "corrupt")
+    )
+    is_damaged = np.isin(np.arange(24), [0, 5, 12])
+    is_left_out = is_damaged | (np.arange(24) >= 13)
+    np.testing.assert_array_equal(labels, np.where(is_left_out, NO_LABEL, np.arange(24)))
+    np.testing.assert_array_equal(corrupt, np.where(is_damaged, np.arange(24), SOUND))
+
+
+def test_a_data_set_with_no_image_that_can_be_decoded_is_told_so():
+    config, nothing = small_config(), broken(range(37))
+    with pytest.raises(
+        DataError, match=r"^image \d+ of the split 'train' of numbered is not an ima"
+    ):
+        list(training_minibatches(nothing, config, workers_of(config), 0, 6))
 
 
 IMAGE = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
@@ -311,14 +385,19 @@ LABEL = tfds.features.ClassLabel(num_classes=10)
 
 
 def prepare(
-    data_dir: Path, name: str, features: dict[str, Any], splits: Sequence[str] = ("train", "test")
+    data_dir: Path,
+    name: str,
+    features: dict[str, Any],
+    splits: Sequence[str] = ("train", "test"),
+    unlabelled: Sequence[str] = (),
 ) -> None:
     """Prepare a data set of three black images with tensorflow-datasets."""
     png = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
 
-    def examples(_: object) -> Any:
+    def examples(split: str) -> Any:
         for index in range(3):
-            yield index, {f: io.BytesIO(png) if f == "image" else index for f in features}
+            label = -1 if split in unlabelled else index
+            yield index, {f: io.BytesIO(png) if f == "image" else label for f in features}
 
     def info(self: Any) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -328,8 +407,8 @@ def prepare(
         "name": name,
         "VERSION": tfds.core.Version("1.0.0"),
         "_info": info,
-        "_split_generators": lambda self, _: {s: self._generate_examples() for s in splits},
-        "_generate_examples": examples,
+        "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
+        "_generate_examples": lambda self, split: examples(split),
     }
     with registered.skip_registration():
         builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
@@ -403,6 +482,13 @@ def test_missing_splits_are_named(tmp_path: Path, splits: tuple[str, ...]):
     assert usage_error(data_dir=tmp_path, dataset="halves") == (
         f"--dataset halves has the splits {sorted(splits)}; needed are 'train' and 'validation' "
         "or 'test'"
+    )
+
+
+def test_a_test_split_without_labels_is_refused(tmp_path: Path):
+    prepare(tmp_path, "contest", {"image": IMAGE, "label": LABEL}, unlabelled=["test"])
+    assert usage_error(data_dir=tmp_path, dataset="contest").startswith(
+        "--dataset contest has no labels in its split 'test'"
     )
 
 

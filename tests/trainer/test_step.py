@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from train.config import Config
-from train.input_pipeline import Examples
+from train.input_pipeline import SOUND, Examples
 from train.optimizer import make_optimizer
 from train.recipes import digits
 from train.resnet import ARCHITECTURES, BN_EPSILON, Architecture
@@ -48,6 +48,7 @@ def images_of_step(config: Config, step: int) -> Examples:
     return Examples(
         (rng.random(shape) * level).astype(np.uint8),
         rng.integers(NUM_CLASSES, size=K * N).astype(np.int32),
+        np.full(K * N, SOUND, np.int32),
     )
 
 
@@ -275,7 +276,7 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             computation = header[1]
         assert " all-reduce" not in line or computation not in loops
-    # Their bytes: the gradients, the statistics, the loss and the errors.
+    # Their bytes: the gradients, the statistics, the loss, the errors and the corrupt images.
     sizes = [
         int(np.prod([int(n) for n in dims.split(",") if n]))
         for reduction in reductions
@@ -283,7 +284,7 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
     ]
     _, state = make(small_config(), make_workers(small_config()))
     leaves = jax.tree.leaves((state.params, state.batch_stats))
-    total = sum(leaf.size for leaf in leaves) + 2
+    total = sum(leaf.size for leaf in leaves) + 3
     # Gradients that are equal cross only once: β of a projection and of the sum it goes into.
     assert total - 200 < sum(sizes) <= total
 
@@ -363,7 +364,7 @@ def test_unequal_workers_weigh_as_much_as_one_loss_over_all_images():
     other labels: their losses differ, and none of their gradients is a multiple of another.
     """
     rows = images_of_step(small_config(), 0)
-    rows = Examples(np.tile(rows.images[:N], (K, 1, 1, 1)), rows.labels)
+    rows = rows._replace(images=np.tile(rows.images[:N], (K, 1, 1, 1)))
     ends: list[TrainState] = []
     for num_workers, n in ((K, N), (1, K * N)):
         config = small_config(num_workers=num_workers, batch_size_per_worker=n)
