@@ -13,8 +13,12 @@ from train.recipes import RECIPES
 PROG = "python -m train"
 
 
-def parse(args: list[str]) -> Config:
+def parse(args: list[str], prog: str = PROG) -> Config:
     """Read the command line; a first word that is a flag, or none, means the digits.
+
+    Args:
+        args: words of the command line.
+        prog: what the command is called.
 
     Raises:
         UsageError: in one line, whatever is wrong with it.
@@ -26,7 +30,7 @@ def parse(args: list[str]) -> Config:
     }
     about = "With no recipe named: digits."
     return command_line.parse(
-        lambda: tyro.extras.overridable_config_cli(recipes, prog=PROG, description=about, args=args)
+        lambda: tyro.extras.overridable_config_cli(recipes, prog=prog, description=about, args=args)
     )
 
 

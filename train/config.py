@@ -34,6 +34,10 @@ class Config:
     dataset: str
     """Name of the tensorflow-datasets data set, such as cifar10 or imagenet2012."""
 
+    data: Literal["prepared", "synthetic"] = "prepared"
+    """synthetic: the same minibatch of noise at every step in the place of the data set, and one of
+    test images, to measure the step alone."""
+
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps prepared data; its own default if left out."""
 

@@ -9,6 +9,7 @@ Shapes: n images a worker, S the side of the network's input, C channels.
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 
 from train.config import Config, DataError, UsageError
 from train.datasets.digits import Digits
+from train.datasets.synthetic import CLASSES_AND_IMAGES, Noise
 from train.images import augment, decode, evaluation_crop
 from train.workers import Workers
 
@@ -57,10 +59,15 @@ class Dataset:
     """A prepared data set with random access: records of encoded image bytes and a label."""
 
     name: str
-    num_classes: int
+    class_names: Sequence[str]
     train: Records
     evaluation: Records
     evaluation_split: str = "test"
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -69,6 +76,8 @@ def open_dataset(config: Config) -> Dataset:
     Raises:
         UsageError: if it is not prepared, or is no set of labelled images with random access.
     """
+    if config.data == "synthetic":
+        return _synthetic(config)
     data_dir = config.data_dir or Path(constants.DATA_DIR)
     if config.dataset == "":
         raise UsageError("--dataset is missing; name a data set, such as --dataset cifar10")
@@ -117,7 +126,8 @@ def open_dataset(config: Config) -> Dataset:
     except NotImplementedError:
         raise UsageError(
             f"--dataset {config.dataset} is prepared as {builder.info.file_format.value}, which "
-            "has no random access; prepare it with --file_format=array_record"
+            f"has no random access; 'python -m train.prepare {config.dataset} --data-dir DIR' "
+            "prepares it as array_record in another folder"
         ) from None
     for split, records in (("train", train), (held_out, evaluation)):
         if len(records) and records.__getitems__([0])[0]["label"] < 0:
@@ -127,10 +137,26 @@ def open_dataset(config: Config) -> Dataset:
             )
     return Dataset(
         name=config.dataset,
-        num_classes=features["label"].num_classes,
+        class_names=features["label"].names,
         train=train,
         evaluation=evaluation,
         evaluation_split=held_out,
+    )
+
+
+def _synthetic(config: Config) -> Dataset:
+    """Noise in the place of the run's data set, with as many test images as a minibatch has."""
+    if config.dataset not in CLASSES_AND_IMAGES:
+        raise UsageError(
+            f"--data synthetic takes the place of {', '.join(CLASSES_AND_IMAGES)}; --dataset is "
+            f"{config.dataset or 'missing'}"
+        )
+    num_classes, num_images = CLASSES_AND_IMAGES[config.dataset]
+    return Dataset(
+        name=f"synthetic {config.dataset}",
+        class_names=[str(label) for label in range(num_classes)],
+        train=Noise(num_images, num_classes),
+        evaluation=Noise(config.batch_size, num_classes),
     )
 
 
@@ -182,6 +208,8 @@ def training_minibatches(
             images[row] = augment(image, config.image_size, config.augmentation, rng)
         return Examples(np.stack(images), np.asarray(labels, np.int32), corrupt)
 
+    if config.data == "synthetic":  # which shall cost the host nothing
+        return itertools.repeat(next(_read(load, workers, 0, 1)), last_step - first_step)
     return _read(load, workers, first_step, last_step)
 
 

@@ -110,6 +110,7 @@ def _train(
     checkpoints.close()
     log.close()
     summary = {
+        "dataset": dataset.name,
         "top1_error_median_last5": top1_error_median_last5(log.records, epoch_steps),
         "num_steps": step,
         "num_examples_seen": step * workers.batch_size,

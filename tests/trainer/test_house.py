@@ -17,6 +17,7 @@ ORDER = [
     "datasets.fashion_mnist",
     "datasets.image_folder",
     "datasets.imagenet2012",
+    "datasets.synthetic",
     "input_pipeline",
     "resnet",
     "optimizer",

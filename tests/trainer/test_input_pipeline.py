@@ -65,7 +65,7 @@ class Numbered:
 def numbered(num_train: int = 37, num_evaluation: int = 13) -> Dataset:
     return Dataset(
         name="numbered",
-        num_classes=max(num_train, num_evaluation),
+        class_names=[str(label) for label in range(max(num_train, num_evaluation))],
         train=Numbered(num_train),
         evaluation=Numbered(num_evaluation),
     )

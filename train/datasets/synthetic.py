@@ -1,0 +1,39 @@
+"""Images of noise in the place of a data set, to measure the training step alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+CLASSES_AND_IMAGES = {
+    "digits": (10, 1_437),
+    "fashion_mnist": (10, 60_000),
+    "imagenet2012": (1_000, 1_281_167),
+}
+"""How many classes and training images the data sets have whose place it can take."""
+
+SIDE = 8  # of the stored images, in pixels; the pipeline brings them to the size that it needs
+
+
+class Noise:
+    """Random access to images of noise with random labels, each a function of its index alone.
+
+    Args:
+        num_examples: how many there are.
+        num_classes: how many different labels.
+    """
+
+    def __init__(self, num_examples: int, num_classes: int) -> None:
+        self._num_examples, self._num_classes = num_examples, num_classes
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self._record(index) for index in indices]
+
+    def _record(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(index)
+        _, png = cv2.imencode(".png", rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8))
+        return {"image": png.tobytes(), "label": int(rng.integers(self._num_classes))}
