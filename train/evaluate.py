@@ -97,7 +97,7 @@ def _evaluate(options: Options) -> int:
         f"step {network.step}: top-1 error {100 * errors['eval/top1_error']:.2f} %, "
         f"top-5 error {100 * errors['eval/top5_error']:.2f} % on all "
         f"{errors['eval/num_examples']} test images of {dataset.name}"
-        f"{f' but {len(corrupt)} corrupt ones' if corrupt else ''}; predictions: {path}"
+        f"{f' but {len(corrupt)} that cannot be decoded' if corrupt else ''}; predictions: {path}"
     )
     return 0
 

@@ -5,13 +5,19 @@ crop of it says where it was taken.
 """
 
 import io
+import re
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any, get_args
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,10 +43,22 @@ def rectangle(crop: np.ndarray) -> tuple[int, int, int, int]:
     return top, bottom, left, right
 
 
-def encode(pixels: np.ndarray, file_format: str, **options: Any) -> bytes:
+def encode(pixels: np.ndarray, file_format: str, mode: str = "", **options: Any) -> bytes:
+    image = Image.fromarray(pixels)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format, **options)
+    (image.convert(mode) if mode else image).save(file, file_format, **options)
     return file.getvalue()
+
+
+def encode_by_opencv(ending: str, pixels: np.ndarray) -> bytes:
+    return cv2.imencode(ending, pixels)[1].tobytes()
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """Smooth colours with some noise, as in a photograph; none of them black or white."""
+    rows, columns = np.indices((height, width)) / max(height, width, 2)
+    smooth = np.stack([rows, columns, 1 - (rows + columns) / 2], axis=-1) * 200 + 30
+    return (smooth + np.random.default_rng(0).normal(size=smooth.shape) * 4).astype(np.uint8)
 
 
 def two_colours(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
@@ -57,6 +75,110 @@ def test_lossless_files_decode_to_their_pixels(
     pixels = np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
     encoded = encode(pixels, file_format, lossless=True)
     np.testing.assert_array_equal(images.decode(encoded, num_channels=3), pixels)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:2", "restart_marker_rows": 1}),
+        ("L", {}),
+    ],
+)
+def test_photos_decode_as_pillow_does(mode: str, options: dict[str, Any], num_channels: int):
+    encoded = encode(picture(), "JPEG", mode, quality=90, **options)
+    decoded = images.decode(encoded, num_channels)
+    with Image.open(io.BytesIO(encoded)) as file:
+        if num_channels == 1:
+            file.draft("L", None)  # as it is stored, not by way of RGB
+        expected = np.asarray(file.convert("L" if num_channels == 1 else "RGB"))
+    assert decoded.shape == (48, 64, num_channels)
+    np.testing.assert_allclose(decoded.astype(int), expected.reshape(decoded.shape), atol=1)
+
+
+PALETTE = Image.fromarray(picture()).quantize(16)
+DEEP = np.random.default_rng(0).integers(2**16, size=(48, 64, 4), dtype=np.uint16)
+
+
+def paletted(**options: Any) -> bytes:
+    file = io.BytesIO()
+    PALETTE.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (paletted(), np.asarray(PALETTE.convert("RGB"))),
+        (paletted(transparency=3), np.asarray(PALETTE.convert("RGB"))),
+        (paletted(transparency=bytes([0, 128] + [255] * 14)), np.asarray(PALETTE.convert("RGB"))),
+        (encode(np.dstack([picture(), picture()[..., 0]]), "PNG"), picture()),
+        (encode(np.dstack([picture(), picture()[..., 0]]), "WEBP", lossless=True), picture()),
+        (encode(picture(), "PNG", transparency=(1, 2, 3)), picture()),
+        (encode(picture()[..., :2], "PNG"), picture()[..., [0, 0, 0]]),
+        (encode(picture()[..., 0] > 99, "PNG"), (picture()[..., [0, 0, 0]] > 99) * 255),
+        (encode(DEEP[..., 0], "PNG"), DEEP[..., [0, 0, 0]] >> 8),
+        (encode(DEEP[..., 0], "TIFF"), DEEP[..., [0, 0, 0]] >> 8),
+        (encode_by_opencv(".png", DEEP[..., :3]), DEEP[..., 2::-1] >> 8),
+        (encode_by_opencv(".png", DEEP), DEEP[..., 2::-1] >> 8),
+        (encode(picture(), "BMP"), picture()),
+        (encode(picture(), "TIFF", compression="tiff_lzw"), picture()),
+        (encode(np.asarray(PALETTE.convert("RGB")), "GIF"), np.asarray(PALETTE.convert("RGB"))),
+    ],
+    ids=[
+        "palette", "palette, one colour transparent", "palette with alpha", "PNG with alpha",
+        "WebP with alpha", "a colour that is transparent", "grey with alpha", "black and white",
+        "16-bit grey", "16-bit grey TIFF", "16-bit colour", "16-bit colour with alpha", "BMP",
+        "TIFF", "GIF",
+    ],
+)  # fmt: skip
+def test_files_without_loss_decode_to_8_bits_of_colour_or_grey(
+    encoded: bytes, expected: np.ndarray
+):
+    colour = images.decode(encoded, num_channels=3)
+    np.testing.assert_array_equal(colour, expected)
+    grey = images.decode(encoded, num_channels=1)
+    assert grey.shape == (48, 64, 1)
+    luminance = expected @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(grey[..., 0].astype(float), luminance, atol=1.01)
+
+
+def ycck(pixels: np.ndarray) -> bytes:
+    """As Photoshop writes it: less ink is more."""
+    ink = 255 - np.asarray(Image.fromarray(pixels).convert("CMYK"))
+    return simplejpeg.encode_jpeg(ink, 95, colorspace="CMYK", colorsubsampling="444")
+
+
+@pytest.mark.parametrize(
+    "encoded", [encode(picture(), "JPEG", "CMYK", quality=95), ycck(picture())]
+)
+def test_photos_of_four_inks_have_their_colours(encoded: bytes):
+    decoded = images.decode(encoded, num_channels=3).astype(int)
+    assert np.abs(decoded - picture()).mean() < 4
+    opencv = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_allclose(decoded, np.asarray(opencv), atol=2)
+    assert images.decode(encoded, num_channels=1).shape == (48, 64, 1)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (10, 30_000), (30_000, 10)])
+def test_the_smallest_and_the_longest_images_decode(height: int, width: int, file_format: str):
+    if file_format == "WEBP":
+        height, width = min(height, 16_383), min(width, 16_383)  # longer ones there are not
+    pixels = picture(height, width)
+    decoded = images.decode(encode(pixels, file_format, quality=95), num_channels=3)
+    assert decoded.shape == pixels.shape
+    assert np.abs(decoded.astype(int) - pixels).mean() < 8
+    crop = images.augment(decoded, 32, "crop-flip", np.random.default_rng(0))
+    assert crop.shape == images.evaluation_crop(decoded, 32, "crop-flip").shape == (32, 32, 3)
+
+
+def test_numbers_whose_white_is_not_known_are_refused():
+    with pytest.raises(ValueError, match="32 bits a pixel"):
+        images.decode(encode(picture()[..., 0].astype(np.float32), "TIFF"), num_channels=3)
 
 
 def test_colours_come_in_the_order_of_rgb():
@@ -96,14 +218,17 @@ EXIF_ORIENTATIONS = {
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", EXIF_ORIENTATIONS)
-def test_a_photo_is_turned_as_its_exif_tag_says(orientation: int, num_channels: int):
+def test_a_photo_is_turned_as_its_exif_tag_says(
+    orientation: int, file_format: str, num_channels: int
+):
     corner, turned = EXIF_ORIENTATIONS[orientation]
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:8, :8] = 250
     exif = Image.Exif()
     exif[0x0112] = orientation
-    encoded = encode(pixels, "JPEG", exif=exif.tobytes(), quality=95)
+    encoded = encode(pixels, file_format, exif=exif.tobytes(), quality=95)
     decoded = images.decode(encoded, num_channels)
     assert decoded.shape[:2] == ((32, 16) if turned else (16, 32))
     row, column = -1 if "bottom" in corner else 0, -1 if "right" in corner else 0
@@ -111,29 +236,242 @@ def test_a_photo_is_turned_as_its_exif_tag_says(orientation: int, num_channels: 
     assert decoded.astype(float).mean() < 50  # a quarter of the half that the corner is in
 
 
-def png_of_claimed_size(width: int, height: int) -> bytes:
-    """A file of some hundred bytes whose header promises any number of pixels."""
-    png = bytearray(encode(np.zeros((1, 1, 3), np.uint8), "PNG"))
-    png[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
-    return bytes(png)
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\x99" * 24, b"Exif\0\0II*\0\x08\0\0\0\x09"])
+def test_broken_metadata_make_no_broken_image(exif: bytes):
+    whole = encode(picture(), "JPEG")
+    segment = b"\xff\xe1" + (2 + len(exif)).to_bytes(2, "big") + exif
+    decoded = images.decode(whole[:2] + segment + whole[2:], num_channels=3)
+    np.testing.assert_array_equal(decoded, images.decode(whole, num_channels=3))
+
+
+JPEG = encode(picture(), "JPEG", quality=90)
+WHOLE = {
+    "JPEG": JPEG,
+    "progressive": encode(picture(), "JPEG", progressive=True),
+    "in parts": encode(picture(), "JPEG", restart_marker_blocks=2),
+    "CMYK": encode(picture(), "JPEG", "CMYK"),
+    "PNG": encode(picture(), "PNG"),
+    "palette": encode(picture(), "PNG", "P"),
+    "WebP": encode(picture(), "WEBP"),
+    "lossless WebP": encode(picture(), "WEBP", lossless=True),
+    "GIF": encode(picture(), "GIF"),
+    "BMP": encode(picture(), "BMP"),
+    "TIFF": encode(picture(), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("encoded", WHOLE.values(), ids=WHOLE)
+def test_a_truncated_file_never_gives_other_pixels(encoded: bytes):
+    """An error, but for the last bytes of a PNG or GIF, which hold no pixels."""
+    whole = images.decode(encoded, num_channels=3)
+    for length in {*range(0, len(encoded), 41), *range(len(encoded) - 24, len(encoded))}:
+        try:
+            decoded = images.decode(encoded[:length], num_channels=3)
+        except ValueError:
+            continue
+        assert len(encoded) - length < 24
+        np.testing.assert_array_equal(decoded, whole)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "progressive", "in parts", "CMYK"])
+def test_a_jpeg_without_its_end_is_truncated(name: str):
+    with pytest.raises(ValueError, match=r"(?i)truncated|premature end"):
+        images.decode(WHOLE[name][:-2], num_channels=3)
+
+
+START_OF_SCAN = JPEG.index(b"\xff\xda")
+REVISION = JPEG.index(b"JFIF\0") + 5
 
 
 @pytest.mark.parametrize(
     "encoded",
     [
-        b"",
-        b"\x00",
-        b"no image at all" * 100,
-        encode(two_colours(RED, BLUE), "JPEG")[:300],
-        png_of_claimed_size(60_000, 60_000),
+        JPEG + b"needless" * 9,
+        JPEG + JPEG,
+        JPEG[:-2] + b"needless" + JPEG[-2:],
+        JPEG[:START_OF_SCAN] + b"needless" + JPEG[START_OF_SCAN:],
+        JPEG[:REVISION] + b"\0\0" + JPEG[REVISION + 2 :],
+        JPEG[:2] + b"\xff\xe2\0\x10ICC_PROFILE\0\5\2" + JPEG[2:],
     ],
-    ids=["empty", "one byte", "text", "cut in the header", "decompression bomb"],
+    ids=["after the end", "twice", "before the end", "between segments", "revision", "bad profile"],
+)
+def test_harmless_oddities_of_real_photos_are_no_damage(encoded: bytes):
+    for channels in (1, 3):
+        np.testing.assert_array_equal(
+            images.decode(encoded, channels), images.decode(JPEG, channels)
+        )
+
+
+def test_damage_that_a_jpeg_shows_is_an_error():
+    bad_codes = JPEG[: START_OF_SCAN + 200] + b"\xff\0" * 99 + JPEG[START_OF_SCAN + 400 :]
+    in_parts = WHOLE["in parts"]
+    first, second, third = (m.start() for m in re.finditer(rb"\xff[\xd0-\xd2]", in_parts))
+    for encoded, reason in (
+        (bad_codes, "bad Huffman code"),
+        (in_parts[:second] + in_parts[third:], "found marker 0xd2 instead of RST1"),
+        (in_parts[: first + 2] + in_parts[second:], "premature end of data segment"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            images.decode(encoded, num_channels=3)
+
+
+def with_bytes(encoded: bytes, after: bytes, offset: int, new: bytes) -> bytes:
+    start = encoded.index(after) + offset
+    return encoded[:start] + new + encoded[start + len(new) :]
+
+
+def png_of_claimed_size(width: int, height: int) -> bytes:
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    png = with_bytes(encode(np.zeros((1, 1, 3), np.uint8), "PNG"), b"IHDR", 4, size)
+    return with_bytes(png, b"IHDR", 17, zlib.crc32(png[12:29]).to_bytes(4, "big"))
+
+
+DOT = np.zeros((1, 1, 3), np.uint8)
+# Files of some hundred bytes whose headers promise 60,000 x 60,000 pixels, or as many as can be.
+BOMBS = {
+    "PNG": png_of_claimed_size(60_000, 60_000),
+    "JPEG": with_bytes(encode(DOT, "JPEG"), b"\xff\xc0", 5, b"\xea\x60" * 2),
+    "progressive": with_bytes(
+        encode(DOT, "JPEG", progressive=True), b"\xff\xc2", 5, b"\xea\x60" * 2
+    ),
+    "GIF": with_bytes(encode(DOT, "GIF"), b"GIF8", 6, b"\x60\xea" * 2),
+    "BMP": with_bytes(encode(DOT, "BMP"), b"BM", 18, b"\x60\xea\0\0" * 2),
+    "WebP": with_bytes(encode(DOT, "WEBP"), b"\x9d\x01\x2a", 3, b"\xff\x3f" * 2),
+}
+
+
+@pytest.mark.parametrize("encoded", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_a_decompression_bomb_is_refused(encoded: bytes, num_channels: int):
+    with pytest.raises(ValueError, match=rf"exceeds limit of {images.MAX_PIXELS} pixels.*\("):
+        images.decode(encoded, num_channels)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"\x00", b"no image at all" * 100, JPEG[:2], JPEG[:300], WHOLE["PNG"][:20]],
+    ids=["empty", "one byte", "text", "magic alone", "cut in a header", "cut in PNG's header"],
 )
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_rubbish_is_a_value_error_that_tells_its_size(encoded: bytes, num_channels: int):
-    with pytest.raises(ValueError, match=rf"not an image .*\({len(encoded)} bytes\)"):
+    with pytest.raises(ValueError, match=rf"^not an image .*\({len(encoded)} bytes\)$"):
         images.decode(encoded, num_channels)
+
+
+# Run by itself, so that a crash or a hang of native code ends this process and not the tests. Its
+# arguments are the number of files to make, and a folder with whole files and with bombs.
+FUZZ = """
+import faulthandler, pathlib, resource, sys
+import numpy as np
+from train import images
+
+faulthandler.dump_traceback_later(100, exit=True)
+number, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+whole, bombs = (
+    [path.read_bytes() for path in sorted(folder.glob(kind))] for kind in ("whole*", "bomb*")
+)
+
+def mutate(rng):
+    data = bytearray(whole[rng.integers(len(whole))])
+    other = whole[rng.integers(len(whole))]
+    for kind in rng.integers(9, size=rng.integers(1, 3)):
+        start, end = sorted(rng.integers(len(data) + 1, size=2).tolist())
+        head = int(rng.integers(64))
+        if kind == 0:
+            data[start:] = b""
+        elif kind == 1:
+            data[min(head, len(data) - 1)] = rng.integers(256)
+        elif kind == 2:
+            data[:head] = other[:head]
+        elif kind == 3:
+            data[start:end] = other[start:end]
+        elif kind == 4:
+            data[start:end] = bytes(end - start)
+        elif kind == 5:
+            data[start:start] = rng.bytes(head)
+        else:
+            for place in rng.integers(len(data), size=rng.integers(1, 5)):
+                data[place] ^= 1 << rng.integers(8)
+        data = data or bytearray(1)
+    return bytes(data)
+
+def mebibytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+for encoded in whole:
+    images.decode(encoded, 3)
+before = mebibytes()
+for encoded in bombs:
+    try:
+        images.decode(encoded, 3)
+    except ValueError:
+        continue
+    raise AssertionError("a bomb was decoded")
+assert mebibytes() - before < 100, mebibytes() - before
+
+decoded = refused = 0
+for seed in range(number):
+    print(seed, flush=True)
+    rng = np.random.default_rng(seed)
+    encoded, channels = mutate(rng), int(rng.choice([1, 3]))
+    try:
+        image = images.decode(encoded, channels)
+    except ValueError as error:
+        assert str(error).startswith("not an image that can be decoded: "), error
+        assert str(error).endswith(f" ({len(encoded)} bytes)"), error
+        assert len(str(error).splitlines()) == 1, error
+        refused += 1
+        continue
+    height, width, found = image.shape
+    assert image.dtype == np.uint8 and found == channels
+    assert 1 <= height * width <= images.MAX_PIXELS
+    augmented = images.augment(image, 16, "crop-flip", rng)
+    evaluated = images.evaluation_crop(image, 16, "crop-flip")
+    assert augmented.shape == evaluated.shape == (16, 16, channels)
+    decoded += 1
+print(decoded, refused)
+"""
+
+
+def test_mutated_files_give_an_image_or_the_error(tmp_path: Path):
+    small = picture(20, 33)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, encoded in enumerate(
+        [
+            encode(small, "JPEG"),
+            encode(small, "JPEG", exif=exif.tobytes()),
+            encode(small, "JPEG", progressive=True),
+            encode(small, "JPEG", "L", restart_marker_blocks=1),
+            encode(small, "JPEG", "CMYK"),
+            encode(small, "PNG"),
+            encode(small, "PNG", "P", exif=exif.tobytes()),
+            encode(small, "PNG", "LA"),
+            encode(DEEP[:20, :33, 0], "PNG"),
+            encode(small, "WEBP"),
+            encode(small, "WEBP", lossless=True, exif=exif.tobytes()),
+            encode(small, "WEBP", "RGBA"),
+            encode(small, "GIF"),
+            encode(small, "BMP"),
+            encode(small, "TIFF", compression="tiff_lzw"),
+        ]
+    ):
+        (tmp_path / f"whole{number:02}").write_bytes(encoded)
+    for name, encoded in BOMBS.items():
+        (tmp_path / f"bomb {name}").write_bytes(encoded)
+    fuzzed = subprocess.run(
+        [sys.executable, "-c", FUZZ, "3000", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    *seeds_tried, last = fuzzed.stdout.splitlines() or ["none"]
+    assert fuzzed.returncode == 0, f"seed {last}: {fuzzed.returncode}: {fuzzed.stderr[-2000:]}"
+    decoded, refused = map(int, last.split())
+    assert decoded + refused == len(seeds_tried) == 3000
+    assert decoded > 500
+    assert refused > 500
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]), seeds)
