@@ -57,7 +57,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder = epath.Path(folder)
-        self._about = {"config": json.loads(config.to_json()), "versions": _versions()}
+        self._about = {"config": json.loads(config.to_json()), "versions": versions()}
         self._step: int | None = None
         self._best = _Best()
         self.set_aside: list[str] = []
@@ -249,9 +249,10 @@ def _digests(folder: epath.Path) -> dict[str, str]:
     return digests
 
 
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": sys.version.split()[0]} | versions
+def versions() -> dict[str, str]:
+    """Of the packages on which the numbers of a run depend, by name."""
+    python = {"python": sys.version.split()[0]}
+    return python | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _as_dict(state: TrainState) -> dict[str, object]:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import jax
 
-from train.config import DataError, UsageError
+from train.config import RunError, UsageError
 
 T = TypeVar("T")
 
-BAD_USAGE, BAD_DATA, INTERRUPTED = 2, 1, 1
+BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 1
 
 
 def parse(read: Callable[[], T]) -> T:
@@ -60,9 +60,9 @@ def run(prog: str, command: Callable[[], int]) -> int:
     except UsageError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_USAGE
-    except DataError as error:
+    except RunError as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        return BAD_DATA
+        return FAILED
     except KeyboardInterrupt:  # where the command does not handle it: nothing to save yet
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED

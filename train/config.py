@@ -17,8 +17,12 @@ class UsageError(Exception):
     """A mistake of the user: shown as one line, without a traceback, with exit code 2."""
 
 
-class DataError(Exception):
-    """A data set whose files are at fault: shown likewise, with exit code 1."""
+class RunError(Exception):
+    """What keeps a run from going on, without a mistake: shown likewise, with exit code 1."""
+
+
+class DataError(RunError):
+    """A data set whose files are at fault."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

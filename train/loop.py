@@ -1,11 +1,13 @@
 """The order of events: open, plan, resume, train, evaluate, save, sum up."""
 
+import contextlib
 import json
 
 import jax
 
 from optax_warmup import LargeMinibatchRecipe
 from train.checkpoint import Checkpoints, CheckpointTimes, load_network
+from train.cluster import agree, together
 from train.config import Config, UsageError
 from train.corrupt import CorruptImages
 from train.display import Display, outcome, plan
@@ -37,12 +39,17 @@ def run(config: Config) -> int:
     Raises:
         UsageError: if the configuration is impossible; nothing has been trained then.
     """
-    dataset = open_dataset(config)
+    agree(config)
+    dataset = together(lambda: open_dataset(config))
     recipe = config.large_minibatch_recipe(len(dataset.train))
     workers = make_workers(config)
-    claim(config)
     last_step = min(recipe.num_steps, config.num_steps or recipe.num_steps)
-    with Display(last_step) as display, StopOnSignal() as stop:
+    with (
+        contextlib.ExitStack() as held,
+        Display(last_step) as display,
+        StopOnSignal() as stop,
+    ):
+        together(lambda: held.enter_context(claim(config)))
         if summary := finished(config, last_step):
             display.say(f"already {outcome(config.workdir, summary)}")
             return DONE

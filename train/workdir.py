@@ -4,10 +4,14 @@ It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png and,
 finished, summary.json.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -24,18 +28,54 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def claim(config: Config) -> None:
-    """Make the workdir this run's own, or find that it is.
+@contextlib.contextmanager
+def claim(config: Config) -> Iterator[None]:
+    """Make the workdir this run's own, or find that it is, and hold it against others meanwhile.
+
+    The kernel takes the lock back from a process that ends, however it ends, so that none is left
+    behind. Other machines see it where their file system shares locks: NFS from version 4, Lustre
+    mounted with `flock`. Of several processes of a run the first holds it for all.
 
     Raises:
-        UsageError: if it cannot be written, or holds a run of another configuration.
+        UsageError: if it cannot be written, is held by another process, or holds a run of another
+            configuration.
     """
-    path = config.workdir / "config.json"
+    if jax.process_index() != 0:
+        yield
+        return
     try:
         config.workdir.mkdir(parents=True, exist_ok=True)
+        lock = (config.workdir / "lock").open("a+")
+    except OSError as error:
+        raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None
+    with lock:
+        _hold(lock, config.workdir)
+        _compare(config)
+        yield
+
+
+def _hold(lock: TextIO, workdir: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise UsageError(
+            f"--workdir {workdir} is in use by {holder}; wait for it, stop it, or choose another"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--workdir {workdir} cannot be locked: {error.strerror}") from None
+
+
+def _compare(config: Config) -> None:
+    path = config.workdir / "config.json"
+    try:
         differences = differing_fields(config, path.read_text()) if path.exists() else []
         is_free = not (config.workdir / "metrics.jsonl").exists()  # nothing was trained in it yet
-        if is_free and jax.process_index() == 0:
+        if is_free:
             write_whole(path, config.to_json())
     except OSError as error:
         raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None

@@ -24,6 +24,7 @@ ORDER = [
     "state",
     "step",
     "checkpoint",
+    "cluster",
     "workdir",
     "corrupt",
     "metrics",
