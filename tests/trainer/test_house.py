@@ -39,6 +39,7 @@ ORDER = [
     "prepare",
     "evaluate",
     "__main__",
+    "inspect",
 ]
 
 

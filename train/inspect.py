@@ -1,0 +1,153 @@
+"""`python -m train.inspect [RECIPE] [--flags]`: look at the data before training on it.
+
+Writes WORKDIR/inspect.png: the first training images as the network will see them, the first test
+images, and how many images each class has. No accelerator is used, and the workdir stays free.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from train import command_line
+from train.__main__ import parse
+from train.config import Config, UsageError
+from train.input_pipeline import (
+    NO_LABEL,
+    Dataset,
+    Examples,
+    Records,
+    epoch_order,
+    evaluation_minibatches,
+    open_dataset,
+    training_minibatches,
+)
+from train.workers import make_workers
+
+PROG = "python -m train.inspect"
+ROWS, COLUMNS = 5, 8
+MAX_LABELS = 60_000  # counted in each split: a label comes with its image, some 3,000 a second
+LABELS_AT_ONCE = 256
+MAX_NAMED_CLASSES = 40  # that find room below a histogram
+
+
+def main(args: list[str]) -> int:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
+        config = parse(args, PROG)
+        jax.config.update("jax_platforms", "cpu")
+        path = config.workdir / "inspect.png"
+        dataset = open_dataset(config)
+        print(
+            f"looking at {dataset.name}: {len(dataset.train)} training and "
+            f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes"
+        )
+        try:
+            config.workdir.mkdir(parents=True, exist_ok=True)
+            draw(dataset, config).savefig(path, dpi=120)
+        except OSError as error:
+            raise UsageError(f"--workdir {config.workdir} cannot be used: {error}") from None
+        print(f"wrote {path}")
+        return 0
+
+    return command_line.run(PROG, command)
+
+
+def draw(dataset: Dataset, config: Config) -> Figure:
+    """Draw contact sheets of both splits, with their labels, and both histograms of labels."""
+    figure = Figure(figsize=(16, 10), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(2, 1))
+    sheets, histograms = halves
+    train, evaluation = first_examples(dataset, config)
+    left, right = sheets.subfigures(1, 2, wspace=0.02)
+    _draw_sheet(left, train, dataset, f"training images, augmented ({config.augmentation})")
+    _draw_sheet(right, evaluation, dataset, "test images")
+    for axes, records, name in zip(
+        histograms.subplots(1, 2),
+        (dataset.train, dataset.evaluation),
+        ("training", "test"),
+        strict=True,
+    ):
+        _draw_histogram(axes, records, dataset.class_names, name, config.seed)
+    return figure
+
+
+def first_examples(dataset: Dataset, config: Config) -> tuple[Examples, Examples]:
+    """Read the first training and evaluation images, up to 40, as a run of this config does."""
+
+    def one_worker(num_images: int) -> tuple[Dataset, Config, Any]:
+        # The first images of a run are the same for any number of workers.
+        small = dataclasses.replace(
+            config, num_workers=1, batch_size_per_worker=num_images, accumulation_steps=1
+        )
+        return dataset, small, make_workers(small, jax.devices()[:1])
+
+    return (
+        next(training_minibatches(*one_worker(min(ROWS * COLUMNS, len(dataset.train))), 0, 1)),
+        next(evaluation_minibatches(*one_worker(min(ROWS * COLUMNS, len(dataset.evaluation))))),
+    )
+
+
+def sampled_labels(records: Records, seed: int) -> np.ndarray:
+    """Read the labels, int (N,), of all images, or of `MAX_LABELS` at random where there are more.
+
+    They are those that come first in a run's first epoch.
+    """
+    examples = epoch_order(seed, 0, len(records))[:MAX_LABELS].tolist()
+    return np.array(
+        [
+            record["label"]
+            for start in range(0, len(examples), LABELS_AT_ONCE)
+            for record in records.__getitems__(examples[start : start + LABELS_AT_ONCE])
+        ]
+    )
+
+
+def _draw_sheet(figure: Any, examples: Examples, dataset: Dataset, title: str) -> None:
+    figure.suptitle(title)
+    cells = figure.subplots(ROWS, COLUMNS).ravel()
+    for axes in cells:
+        axes.axis("off")
+    for axes, image, label in zip(cells, examples.images, examples.labels, strict=False):
+        grey = image.shape[-1] == 1
+        axes.imshow(image.squeeze(-1) if grey else image, cmap="gray", vmin=0, vmax=255)
+        name = "cannot be decoded" if label == NO_LABEL else dataset.class_names[label]
+        axes.set_title(name[:14], fontsize=8, pad=2, parse_math=False)
+
+
+def _draw_histogram(
+    axes: Axes, records: Records, names: Sequence[str], split: str, seed: int
+) -> None:
+    labels = sampled_labels(records, seed)
+    counts = np.bincount(labels, minlength=len(names))
+    which = "all" if len(labels) == len(records) else f"{len(labels)}, at random, of"
+    least, most = int(counts.argmin()), int(counts.argmax())
+    spread = f"each with {counts[least]} images"
+    if counts[least] < counts[most]:
+        spread = f"from {counts[least]} images ({names[least]}) to {counts[most]} ({names[most]})"
+    axes.set_title(
+        f"labels of {which} {len(records)} {split} images\n{len(names)} classes, {spread}",
+        parse_math=False,
+    )
+    axes.bar(range(len(names)), counts, width=0.8 if len(names) <= MAX_NAMED_CLASSES else 1)
+    axes.set(ylabel="images", xlabel="class", xlim=(-0.5, len(names) - 0.5))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if len(names) <= MAX_NAMED_CLASSES:
+        axes.set_xticks(
+            range(len(names)),
+            [name[:14] for name in names],
+            rotation=45,
+            ha="right",
+            parse_math=False,  # a class may well be called $
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
