@@ -3,11 +3,11 @@
 import inspect
 import sys
 
-import jax
 import tyro
 
 from train import command_line
 from train.config import Config
+from train.launchers import join_processes
 from train.recipes import RECIPES
 
 PROG = "python -m train"
@@ -40,10 +40,7 @@ def main(args: list[str]) -> int:
     def command() -> int:
         config = parse(args)
         command_line.simulate_devices(config.num_devices)
-        if config.coordinator_address is not None:
-            jax.distributed.initialize(
-                config.coordinator_address, config.num_processes, config.process_id
-            )
+        join_processes(config)
         # Imported when JAX knows its devices, and not for --help.
         from train.loop import run
         from train.seeds import run_seeds

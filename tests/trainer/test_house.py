@@ -39,7 +39,6 @@ ORDER = [
     "prepare",
     "evaluate",
     "__main__",
-    "inspect",
 ]
 
 
