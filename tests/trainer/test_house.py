@@ -36,9 +36,11 @@ ORDER = [
     "loop",
     "seeds",
     "command_line",
+    "launchers",
     "prepare",
     "evaluate",
     "__main__",
+    "inspect",
 ]
 
 
