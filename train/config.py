@@ -125,6 +125,16 @@ class Config:
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the one with the least test error is too."""
 
+    num_reader_threads: int | None = None
+    """Threads that read and decode images; left out, one for each core that may be used."""
+
+    num_reader_processes: int | None = None
+    """Divide the reader threads among this many processes, 0 for none but the one that trains; left
+    out, 4 threads a process where photographs are read on 8 cores or more, else 0."""
+
+    prefetch_steps: int = 1
+    """Minibatches read ahead in the host's memory; two more are on their way to the devices."""
+
     num_devices: int | None = None
     """Simulate this many CPU devices; left out, all devices of the machine are used."""
 
@@ -143,6 +153,7 @@ class Config:
             "num_workers", "batch_size_per_worker", "image_size", "accumulation_steps",
             "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps",
             "keep_checkpoints", "num_steps", "num_devices", "num_processes",
+            "num_reader_threads", "prefetch_steps",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -150,6 +161,10 @@ class Config:
         minutes = self.checkpoint_every_minutes
         if minutes is not None and not minutes > 0:
             raise UsageError(f"--checkpoint-every-minutes is {minutes}; it must be more than 0")
+        if self.num_reader_processes is not None and self.num_reader_processes < 0:
+            raise UsageError(
+                f"--num-reader-processes is {self.num_reader_processes}; it must be at least 0"
+            )
         if self.max_corrupt_images < 0:
             raise UsageError(
                 f"--max-corrupt-images is {self.max_corrupt_images}; it must be at least 0"
@@ -224,6 +239,7 @@ RESUMABLE_FIELDS = frozenset(
         "workdir", "data_dir", "num_devices", "accumulation_steps", "log_every_steps",
         "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
         "keep_checkpoints", "num_steps", "max_corrupt_images", "coordinator_address",
+        "num_reader_threads", "num_reader_processes", "prefetch_steps",
         "num_processes", "process_id",
     }
 )  # fmt: skip

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from train.config import Config
-from train.input_pipeline import NO_LABEL, Dataset, evaluation_minibatches
+from train.input_pipeline import NO_LABEL, Dataset, evaluation_minibatches, on_devices
 from train.metrics import Record
 from train.step import Steps
 from train.workers import Workers
@@ -22,8 +22,7 @@ def predict(
     """
 
     def minibatches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for rows in evaluation_minibatches(dataset, config, workers):
-            minibatch = jax.tree.map(workers.to_devices, rows)
+        for minibatch in on_devices(evaluation_minibatches(dataset, config, workers), workers):
             labels, classes = jax.device_get(steps.evaluate(params, batch_stats, minibatch))
             yield labels.reshape(-1), classes.reshape(-1, classes.shape[-1])
 

@@ -7,17 +7,28 @@ accumulation do not enter, so a run resumes by starting at a step: there is no s
 Shapes: n images a worker, S the side of the network's input, C channels.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import grain
+import jax
+import joblib
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import flags
 from tensorflow_datasets.core import constants, read_only_builder
 
 from train.config import Config, DataError, UsageError
@@ -47,9 +58,11 @@ class Examples(NamedTuple):
 
 
 class Records(Protocol):
-    """Random access to encoded images and their labels, by index, several at a time."""
+    """Random access to encoded images and their labels, by index, one or several at a time."""
 
     def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
     def __getitems__(self, indices: Sequence[int], /) -> Sequence[dict[str, Any]]: ...
 
@@ -190,27 +203,30 @@ def training_minibatches(
     Each is (len(workers.local) · n, ...), in the order of `workers.local`.
     """
     num_examples = len(dataset.train)
-    steps_per_epoch = num_examples // workers.batch_size
+    # No workers, but numbers alone: devices cannot be sent to reader processes.
+    kn, n = workers.batch_size, workers.batch_size_per_worker
+    steps_per_epoch = num_examples // kn
 
     def load(step: int, worker: int) -> Examples:
         epoch, step = divmod(step, steps_per_epoch)
-        first = step * workers.batch_size + worker * workers.batch_size_per_worker
+        first = step * kn + worker * n
         order = epoch_order(config.seed, epoch, num_examples)
-        examples = order[first : first + workers.batch_size_per_worker].tolist()
-        images, labels = _decoded(dataset.train, examples, config)
-        corrupt = np.full(len(examples), SOUND, np.int32)
-        for row, example in enumerate(examples):
+        rows = _padding(n, config)
+        for row, example in enumerate(order[first : first + n].tolist()):
             rng = example_rng(config.seed, epoch, example)
-            image = images[row]
-            if isinstance(image, ValueError):
-                corrupt[row] = example
-                image, labels[row] = _replacement(dataset, example, image, config, rng)
-            images[row] = augment(image, config.image_size, config.augmentation, rng)
-        return Examples(np.stack(images), np.asarray(labels, np.int32), corrupt)
+            record = dataset.train[example]
+            try:
+                image = decode(record["image"], num_channels=len(config.mean))
+            except ValueError as error:
+                rows.corrupt[row] = example
+                image, record = _replacement(dataset, example, error, config, rng)
+            rows.images[row] = augment(image, config.image_size, config.augmentation, rng)
+            rows.labels[row] = record["label"]
+        return rows
 
     if config.data == "synthetic":  # which shall cost the host nothing
-        return itertools.repeat(next(_read(load, workers, 0, 1)), last_step - first_step)
-    return _read(load, workers, first_step, last_step)
+        return itertools.repeat(next(_read(load, config, workers, 0, 1)), last_step - first_step)
+    return _read(load, config, workers, first_step, last_step, reader_processes(config))
 
 
 def evaluation_minibatches(
@@ -222,55 +238,94 @@ def evaluation_minibatches(
     image is the same, since another would count twice.
     """
     num_examples = len(dataset.evaluation)
-    size = config.image_size
+    kn, n = workers.batch_size, workers.batch_size_per_worker
 
     def load(step: int, worker: int) -> Examples:
-        first = step * workers.batch_size + worker * workers.batch_size_per_worker
-        last = first + workers.batch_size_per_worker
-        examples = list(range(first, min(last, num_examples)))
-        images = np.zeros((workers.batch_size_per_worker, size, size, len(config.mean)), np.uint8)
-        labels = np.full(workers.batch_size_per_worker, NO_LABEL, np.int32)
-        corrupt = np.full(workers.batch_size_per_worker, SOUND, np.int32)
-        if examples:
-            decoded, labels[: len(examples)] = _decoded(dataset.evaluation, examples, config)
-            for row, image in enumerate(decoded):
-                if isinstance(image, ValueError):
-                    labels[row], corrupt[row] = NO_LABEL, examples[row]
-                else:
-                    images[row] = evaluation_crop(image, size, config.augmentation)
-        return Examples(images, labels, corrupt)
+        first = step * kn + worker * n
+        rows = _padding(n, config)
+        for row, example in enumerate(range(first, min(first + n, num_examples))):
+            record = dataset.evaluation[example]
+            try:
+                image = decode(record["image"], num_channels=len(config.mean))
+            except ValueError:
+                rows.corrupt[row] = example
+            else:
+                rows.images[row] = evaluation_crop(image, config.image_size, config.augmentation)
+                rows.labels[row] = record["label"]
+        return rows
 
-    return _read(load, workers, 0, -(-num_examples // workers.batch_size))
+    return _read(load, config, workers, 0, -(-num_examples // kn))
 
 
-def _decoded(source: Records, examples: list[int], config: Config) -> tuple[list[Any], list[int]]:
-    """Images, or why they cannot be decoded, and labels."""
-    # One read for all images of a worker takes less than half the time of single ones.
-    records = source.__getitems__(examples)
-    images: list[Any] = []
-    for record in records:
-        try:
-            images.append(decode(record["image"], num_channels=len(config.mean)))
-        except ValueError as error:
-            images.append(error)
-    return images, [record["label"] for record in records]
+def _padding(n: int, config: Config) -> Examples:
+    """Rows to be filled one by one, so that each image is small work on memory that is near."""
+    return Examples(
+        np.zeros((n, config.image_size, config.image_size, len(config.mean)), np.uint8),
+        np.full(n, NO_LABEL, np.int32),
+        np.full(n, SOUND, np.int32),
+    )
 
 
 def _replacement(
     dataset: Dataset, example: int, why: ValueError, config: Config, rng: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Draw another training image, and its label, for an example that is corrupt."""
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Draw another training image, and its record, for an example that is corrupt."""
     for other in rng.integers(len(dataset.train), size=NUM_DRAWS).tolist():
-        (image,), (label,) = _decoded(dataset.train, [other], config)
-        if not isinstance(image, ValueError):
-            return image, label
+        record = dataset.train[other]
+        with contextlib.suppress(ValueError):
+            return decode(record["image"], num_channels=len(config.mean)), record
     raise DataError(
         f"image {example} of the split 'train' of {dataset.name} is {why}; nor are {NUM_DRAWS} "
         "others that were drawn to take its place"
     )
 
 
-def _read(load: Any, workers: Workers, first_step: int, last_step: int) -> Iterator[Examples]:
+def on_devices(minibatches: Iterator[Examples], workers: Workers) -> Iterator[Examples]:
+    """Put minibatches together on the devices: the next two while the training step runs.
+
+    Close it, or drop it, to end what reads ahead.
+    """
+
+    def put() -> Examples | None:
+        rows = next(minibatches, None)
+        return None if rows is None else jax.tree.map(workers.to_devices, rows)
+
+    # A thread of its own, so that copying is no part of the time between two steps.
+    with ThreadPoolExecutor(1) as pool:
+        ahead = collections.deque(pool.submit(put) for _ in range(2))
+        try:
+            while (minibatch := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(put))
+                yield minibatch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def reader_threads(config: Config) -> int:
+    """How many threads decode, in all processes: one for each core that this process may use."""
+    return config.num_reader_threads or joblib.cpu_count()
+
+
+def reader_processes(config: Config) -> int:
+    """Among how many processes the reader threads are divided; 0 is this one.
+
+    What a thread does under Python's lock for a photograph, a sixth of the whole, keeps more than
+    about six from running side by side; small images are too quickly done to need several.
+    """
+    if config.num_reader_processes is not None:
+        return config.num_reader_processes
+    threads = reader_threads(config)
+    return threads // 4 if config.augmentation == "crop-flip" and threads >= 8 else 0
+
+
+def _read(
+    load: Callable[[int, int], Examples],
+    config: Config,
+    workers: Workers,
+    first_step: int,
+    last_step: int,
+    num_processes: int = 0,
+) -> Iterator[Examples]:
     """Load one worker's images at a time in Grain's threads and put a step's together."""
     local = workers.local.tolist()
 
@@ -281,15 +336,55 @@ def _read(load: Any, workers: Workers, first_step: int, last_step: int) -> Itera
     def concatenate(parts: Sequence[Examples]) -> Examples:
         return Examples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    threads = os.cpu_count() or 1
-    return iter(
+    parts = max(1, num_processes)
+    threads = -(-reader_threads(config) // parts)
+    ahead = -(-config.prefetch_steps * len(local) // parts)
+    items = (
         grain.MapDataset.range(first_step * len(local), last_step * len(local))
         .map(load_item)
         .to_iter_dataset(
-            grain.ReadOptions(
-                num_threads=threads,
-                prefetch_buffer_size=max(threads, 2 * len(local)),  # two steps ahead
-            )
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
         )
-        .batch(len(local), batch_fn=concatenate)
     )
+    if num_processes:
+        items = items.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_processes),
+            worker_init_fn=_end_with_parent,
+        )
+    minibatches = iter(items.batch(len(local), batch_fn=concatenate))
+    try:
+        if num_processes:
+            _start_processes(minibatches)
+        yield from minibatches
+    finally:
+        minibatches.close()
+        if num_processes:
+            del minibatches
+            gc.collect()  # Grain's last items hang in cycles, and keep shared memory
+
+
+def _start_processes(minibatches: Any) -> None:
+    """Start an iterator's processes, deaf to the signals that ask for a stop.
+
+    A terminal sends Ctrl-C to them too, and the process that trains shall have its last minibatch.
+    """
+    if not flags.FLAGS.is_parsed():  # Grain asks for its own, which are no flags of ours
+        flags.FLAGS.mark_as_parsed()
+    resource_tracker.ensure_running()  # it would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        minibatches.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """End this reader process with the one that trains, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -14,6 +14,7 @@ from train.display import Display, outcome, plan
 from train.evaluation import error_rates, predict
 from train.input_pipeline import (
     Dataset,
+    on_devices,
     open_dataset,
     training_minibatches,
 )
@@ -92,8 +93,9 @@ def _train(
     report = Report(config, epoch_steps, last_step, log, display, corrupt, first_step)
     times = CheckpointTimes(config, epoch_steps)
 
-    for rows in training_minibatches(dataset, config, workers, first_step, last_step):
-        minibatch = jax.tree.map(workers.to_devices, rows)
+    for minibatch in on_devices(
+        training_minibatches(dataset, config, workers, first_step, last_step), workers
+    ):
         state, metrics = train_step(state, minibatch)
         step += 1
         report.update(step, metrics, minibatch.corrupt)

@@ -21,13 +21,15 @@ OTHER: dict[str, Any] = {
     "base_learning_rate": 0.2, "base_batch_size": 32, "optimizer": "lars",
     "init_from": Path("trained"), "accumulation_steps": 2, "dtype": "bfloat16", "seed": 3,
     "seeds": (1, 2), "log_every_steps": 5, "checkpoint_every_epochs": 3, "num_devices": 2,
+    "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
     **CLUSTER,
 }  # fmt: skip
 
 # Where a run goes on is a matter of the machine; all else is the experiment.
 OF_THE_MACHINE = {
     "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
-    "num_steps", "num_devices", *CLUSTER,
+    "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
+    *CLUSTER,
 }  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def usage_error(**changes: Any) -> str:
     [
         "num_workers", "batch_size_per_worker", "image_size", "accumulation_steps",
         "log_every_steps", "checkpoint_every_epochs", "num_steps", "num_devices",
+        "num_reader_threads", "prefetch_steps",
     ],
 )  # fmt: skip
 def test_numbers_that_count_start_at_one(field: str, value: int):
@@ -55,6 +58,12 @@ def test_numbers_that_count_start_at_one(field: str, value: int):
 def test_the_number_of_processes_starts_at_one():
     message = usage_error(**CLUSTER | {"num_processes": 0, "process_id": 0})
     assert message == "--num-processes is 0; it must be at least 1"
+
+
+def test_no_reader_process_is_allowed_but_no_fewer():
+    assert dataclasses.replace(digits(), num_reader_processes=0).num_reader_processes == 0
+    message = usage_error(num_reader_processes=-1)
+    assert message == "--num-reader-processes is -1; it must be at least 0"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

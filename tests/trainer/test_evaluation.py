@@ -29,6 +29,10 @@ class First:
     def __len__(self) -> int:
         return self._number
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        assert index < self._number
+        return self._records[index]
+
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         assert max(indices) < self._number
         return self._records.__getitems__(indices)

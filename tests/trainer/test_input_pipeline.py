@@ -41,10 +41,7 @@ property_test = settings(deadline=None, derandomize=True, max_examples=50)
 
 
 class Numbered:
-    """Images of noise in memory, each with its own number as its label.
-
-    As array_record's reader does, it refuses to read nothing.
-    """
+    """Images of noise in memory, each with its own number as its label."""
 
     def __init__(self, num_examples: int) -> None:
         rng = np.random.default_rng(0)
@@ -53,13 +50,11 @@ class Numbered:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": cv2.imencode(".png", self.pixels[index])[1].tobytes(), "label": index}
+
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        if not indices:
-            raise ValueError("no indices")
-        return [
-            {"image": cv2.imencode(".png", self.pixels[index])[1].tobytes(), "label": index}
-            for index in indices
-        ]
+        return [self[index] for index in indices]
 
 
 def numbered(num_train: int = 37, num_evaluation: int = 13) -> Dataset:
@@ -300,11 +295,9 @@ class Broken(Numbered):
         super().__init__(num_examples)
         self.damaged = damaged
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        records = super().__getitems__(indices)
-        return [
-            r | {"image": r["image"][:-40]} if r["label"] in self.damaged else r for r in records
-        ]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = super().__getitem__(index)
+        return record | {"image": record["image"][:-40]} if index in self.damaged else record
 
 
 def broken(damaged: Collection[int]) -> Dataset:

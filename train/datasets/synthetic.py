@@ -31,9 +31,9 @@ class Noise:
         return self._num_examples
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self._record(index) for index in indices]
+        return [self[index] for index in indices]
 
-    def _record(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(index)
         _, png = cv2.imencode(".png", rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8))
         return {"image": png.tobytes(), "label": int(rng.integers(self._num_classes))}
