@@ -9,6 +9,7 @@ import importlib.util
 import re
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class BuiltIn:
     """
 
     name: tyro.conf.Positional[str]
-    """Of the data set."""
+    """Name of the data set."""
 
     archives: Path | None = None
     """Folder with the files as they are published, for what cannot be downloaded freely."""
@@ -189,10 +190,12 @@ def _write(builder: Any, download: DownloadConfig | None = None) -> None:
         shutil.rmtree(unfinished)
     try:
         builder.download_and_prepare(download_config=download)
-    except RuntimeError as error:  # of the writer of the files
-        if "No space left" not in str(error):
-            raise
-        raise UsageError(" ".join(str(error).split())) from None
+    except BaseException as error:
+        # Ends the progress bars, which would otherwise wipe out the line that says what is wrong.
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, RuntimeError) and "write() failed" in str(error):  # as on a full disk
+            raise UsageError(" ".join(str(error).split())) from None
+        raise
     sizes = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
     print(f"prepared {builder.name} in {builder.data_dir}: {sizes} images")
 

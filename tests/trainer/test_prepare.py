@@ -3,7 +3,10 @@
 import dataclasses
 import gzip
 import importlib.util
+import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -27,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def write_images(folder: Path, number: int, brightness: int, ending: str = "png") -> None:
     folder.mkdir(parents=True)
     for index in range(number):
-        image = np.full((12, 10, 3), brightness + index, np.uint8)
+        image = np.full((12, 10, 3), (brightness + index) % 256, np.uint8)
         assert cv2.imwrite(str(folder / f"{index}.{ending}"), image)
 
 
@@ -109,11 +112,11 @@ def test_a_folder_that_will_not_do_is_one_line(
     assert not list(tmp_path.rglob("*array_record*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_preparation_leaves_nothing_that_counts(tmp_path: Path, number: signal.Signals):
     images, data = tmp_path / "images", tmp_path / "data"
-    write_images(images / "a", 120, 0)
-    write_images(images / "b", 120, 100)
+    write_images(images / "a", 300, 0)
+    write_images(images / "b", 300, 100)
     command = [sys.executable, "-m", "train.prepare", "image-folder", str(images)]
     command += ["--name", "mine", "--data-dir", str(data)]
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -131,13 +134,39 @@ def test_a_stopped_preparation_leaves_nothing_that_counts(tmp_path: Path, number
         assert "Traceback" not in said
         assert not list(data.rglob("incomplete.*"))
     assert not (data / "mine" / "1.0.0").exists()
-    assert subprocess.run(command, cwd=ROOT, **streams).returncode == 0
+    assert main(command[3:]) == 0
     assert not list(data.rglob("incomplete.*"))
-    assert len(opened("mine", data).train) == 216
+    assert len(opened("mine", data).train) == 540
+
+
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    images, data = tmp_path / "images", tmp_path / "data"
+    for name in "ab":
+        (images / name).mkdir(parents=True)
+        for number in range(4):
+            (images / name / f"{number}.jpg").write_bytes(os.urandom(500_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        assert main(["image-folder", str(images), "--name", "mine", "--data-dir", str(data)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # Nothing follows it: a progress bar that goes up a line would wipe it out.
+    last = re.split("[\r\n]+|\x1b\\[A", capsys.readouterr().err.rstrip("\n"))[-1]
+    assert last.startswith("python -m train.prepare: ")
+    assert "File too large" in last
+    assert not (data / "mine" / "1.0.0").exists()
+    assert not list(data.rglob("incomplete.*"))
 
 
 def cut_inside(path: Path) -> None:
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
+
+
+def overwrite_inside(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 50] = b"\xff" * 50
+    path.write_bytes(data)
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -193,6 +222,14 @@ def test_fashion_mnist_comes_from_its_four_files(archives: Path, tmp_path: Path)
             "values where its head says",
         ),
         (
+            lambda folder: overwrite_inside(folder / "train-images-idx3-ubyte.gz"),
+            "train-images-idx3-ubyte.gz is damaged",
+        ),
+        (
+            lambda folder: (folder / "train-images-idx3-ubyte.gz").write_bytes(b"<html>"),
+            "train-images-idx3-ubyte.gz is damaged",
+        ),
+        (
             lambda folder: write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(29, np.uint8)),
             "shorter",
         ),
@@ -228,6 +265,60 @@ def test_where_tensorflow_is_missing_one_line_says_what_to_install(
     said = capsys.readouterr().err
     assert "pip install -e '.[prepare]'" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["two words"], "two words cannot be prepared; a name is NAME, NAME/CONFIG or"),
+        (["../digits"], "../digits cannot be prepared"),
+        (["fashion_mnist", "--archives", "/nowhere"], "--archives /nowhere is no folder"),
+        (["fashion_mnist", "--archives", ".", "--data-dir", "/dev/null/x"], "/dev/null/x"),
+        (["image-folder", ".", "--name", "a", "--data-dir", "/dev/null/x"], "/dev/null/x"),
+        ([], "Name of the data set"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    archives: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    words: str,
+):
+    write_images(archives / "a", 2, 0)
+    monkeypatch.chdir(archives)
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("python -m train.prepare: ")
+    assert words in said.err.splitlines()[-1]
+
+
+def test_digits_need_no_preparation(capsys: pytest.CaptureFixture[str]):
+    assert main(["digits"]) == 0
+    assert "digits need no preparation" in capsys.readouterr().out
+
+
+def test_paths_may_be_relative_or_begin_at_home(
+    archives: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HOME", str(archives.parent))
+    monkeypatch.chdir(archives.parent)
+    assert main(["fashion_mnist", "--archives", "archives", "--data-dir=~/at home"]) == 0
+    assert (archives.parent / "at home" / "fashion_mnist" / "3.0.1").is_dir()
+    assert main(["fashion_mnist", "--data-dir", "at home"]) == 0
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_data_without_random_access_are_not_taken_for_prepared(
+    archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["fashion_mnist", "--archives", str(archives), "--data-dir", str(tmp_path)]
+    assert main(command) == 0
+    # Only TensorFlow can write tfrecord; the format that the metadata names decides already.
+    path = tmp_path / "fashion_mnist" / "3.0.1" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
+    assert main(command) == 2
+    assert "without random access; prepare it beside that with" in capsys.readouterr().err
 
 
 def test_no_tensorflow_is_imported(archives: Path, tmp_path: Path):
