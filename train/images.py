@@ -80,8 +80,8 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
 def _decode_usual_jpeg(encoded: bytes, num_channels: int) -> np.ndarray | None:
     """Decode in half of Pillow's time; None for what is unusual and Pillow shall judge."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colours in ("CMYK", "YCCK") or int(height) * int(width) > MAX_PIXELS:
+        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+        if int(height) * int(width) > MAX_PIXELS:
             return None
         # Strict: libjpeg by itself fills in with grey what is missing.
         pixels = simplejpeg.decode_jpeg(encoded, "RGB" if num_channels == 3 else "GRAY")
