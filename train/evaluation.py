@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from train.config import Config
-from train.input_pipeline import NO_LABEL, Dataset, evaluation_minibatches, on_devices
+from train.input_pipeline import NO_LABEL, Dataset, evaluation_minibatches
 from train.metrics import Record
+from train.reader import on_devices
 from train.step import Steps
 from train.workers import Workers
 

@@ -7,34 +7,23 @@ accumulation do not enter, so a run resumes by starting at a step: there is no s
 Shapes: n images a worker, S the side of the network's input, C channels.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
-import gc
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import resource_tracker
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import grain
-import jax
-import joblib
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
 from tensorflow_datasets.core import constants, read_only_builder
 
 from train.config import Config, DataError, UsageError
 from train.datasets.digits import Digits
 from train.datasets.synthetic import CLASSES_AND_IMAGES, Noise
 from train.images import augment, decode, evaluation_crop
+from train.reader import read, reader_processes
 from train.workers import Workers
 
 # Of the padding that fills the last minibatch of an evaluation, and of corrupt images in one.
@@ -225,8 +214,8 @@ def training_minibatches(
         return rows
 
     if config.data == "synthetic":  # which shall cost the host nothing
-        return itertools.repeat(next(_read(load, config, workers, 0, 1)), last_step - first_step)
-    return _read(load, config, workers, first_step, last_step, reader_processes(config))
+        return itertools.repeat(next(read(load, config, workers, 0, 1)), last_step - first_step)
+    return read(load, config, workers, first_step, last_step, reader_processes(config))
 
 
 def evaluation_minibatches(
@@ -254,7 +243,7 @@ def evaluation_minibatches(
                 rows.labels[row] = record["label"]
         return rows
 
-    return _read(load, config, workers, 0, -(-num_examples // kn))
+    return read(load, config, workers, 0, -(-num_examples // kn))
 
 
 def _padding(n: int, config: Config) -> Examples:
@@ -278,113 +267,3 @@ def _replacement(
         f"image {example} of the split 'train' of {dataset.name} is {why}; nor are {NUM_DRAWS} "
         "others that were drawn to take its place"
     )
-
-
-def on_devices(minibatches: Iterator[Examples], workers: Workers) -> Iterator[Examples]:
-    """Put minibatches together on the devices: the next two while the training step runs.
-
-    Close it, or drop it, to end what reads ahead.
-    """
-
-    def put() -> Examples | None:
-        rows = next(minibatches, None)
-        return None if rows is None else jax.tree.map(workers.to_devices, rows)
-
-    # A thread of its own, so that copying is no part of the time between two steps.
-    with ThreadPoolExecutor(1) as pool:
-        ahead = collections.deque(pool.submit(put) for _ in range(2))
-        try:
-            while (minibatch := ahead.popleft().result()) is not None:
-                ahead.append(pool.submit(put))
-                yield minibatch
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def reader_threads(config: Config) -> int:
-    """How many threads decode, in all processes: one for each core that this process may use."""
-    return config.num_reader_threads or joblib.cpu_count()
-
-
-def reader_processes(config: Config) -> int:
-    """Among how many processes the reader threads are divided; 0 is this one.
-
-    What a thread does under Python's lock for a photograph, a sixth of the whole, keeps more than
-    about six from running side by side; small images are too quickly done to need several.
-    """
-    if config.num_reader_processes is not None:
-        return config.num_reader_processes
-    threads = reader_threads(config)
-    return threads // 4 if config.augmentation == "crop-flip" and threads >= 8 else 0
-
-
-def _read(
-    load: Callable[[int, int], Examples],
-    config: Config,
-    workers: Workers,
-    first_step: int,
-    last_step: int,
-    num_processes: int = 0,
-) -> Iterator[Examples]:
-    """Load one worker's images at a time in Grain's threads and put a step's together."""
-    local = workers.local.tolist()
-
-    def load_item(item: int) -> Examples:
-        step, place = divmod(item, len(local))
-        return load(step, local[place])
-
-    def concatenate(parts: Sequence[Examples]) -> Examples:
-        return Examples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    parts = max(1, num_processes)
-    threads = -(-reader_threads(config) // parts)
-    ahead = -(-config.prefetch_steps * len(local) // parts)
-    items = (
-        grain.MapDataset.range(first_step * len(local), last_step * len(local))
-        .map(load_item)
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
-        )
-    )
-    if num_processes:
-        items = items.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_processes),
-            worker_init_fn=_end_with_parent,
-        )
-    minibatches = iter(items.batch(len(local), batch_fn=concatenate))
-    try:
-        if num_processes:
-            _start_processes(minibatches)
-        yield from minibatches
-    finally:
-        minibatches.close()
-        if num_processes:
-            del minibatches
-            gc.collect()  # Grain's last items hang in cycles, and keep shared memory
-
-
-def _start_processes(minibatches: Any) -> None:
-    """Start an iterator's processes, deaf to the signals that ask for a stop.
-
-    A terminal sends Ctrl-C to them too, and the process that trains shall have its last minibatch.
-    """
-    if not flags.FLAGS.is_parsed():  # Grain asks for its own, which are no flags of ours
-        flags.FLAGS.mark_as_parsed()
-    resource_tracker.ensure_running()  # it would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        minibatches.start_prefetch()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent(index: int, count: int) -> None:
-    """End this reader process with the one that trains, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -14,13 +14,13 @@ from train.display import Display, outcome, plan
 from train.evaluation import error_rates, predict
 from train.input_pipeline import (
     Dataset,
-    on_devices,
     open_dataset,
     training_minibatches,
 )
 from train.metrics import MetricsLog, top1_error_median_last5
 from train.optimizer import make_optimizer
 from train.plots import plot_curves
+from train.reader import on_devices
 from train.report import Report
 from train.state import initial_state, params_digest, transplant
 from train.step import abstract_minibatch, make_steps

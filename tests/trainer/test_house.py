@@ -18,6 +18,7 @@ ORDER = [
     "datasets.image_folder",
     "datasets.imagenet2012",
     "datasets.synthetic",
+    "reader",
     "input_pipeline",
     "resnet",
     "optimizer",
