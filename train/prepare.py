@@ -78,9 +78,7 @@ def main(args: list[str]) -> int:
             return prepare_built_in(
                 command_line.parse(lambda: tyro.cli(BuiltIn, prog=PROG, args=args))
             )
-        except (
-            OSError
-        ) as error:  # a folder that may not be read or written, a full disk, no network
+        except OSError as error:  # a folder that may not be used, no network
             raise UsageError(" ".join(str(error).split())) from None
 
     return command_line.run(PROG, command)
