@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from train.evaluation import error_rates, predict
-from train.input_pipeline import Records, open_dataset
+from train.input_pipeline import NO_LABEL, Records, open_dataset
 from train.optimizer import make_optimizer
 from train.recipes import digits
 from train.state import initial_state
@@ -58,9 +58,9 @@ def test_each_example_counts_exactly_once(
     assert error_rates(labels, classes)["eval/num_examples"] == PRIME
 
 
-def test_error_rates_are_shares_of_all_images():
-    labels = np.array([3, 1, 4, 1])
-    classes = np.array([[3, 0, 1], [0, 1, 3], [0, 1, 2], [2, 3, 1]])
+def test_error_rates_are_shares_of_all_images_that_could_be_decoded():
+    labels = np.array([3, 1, NO_LABEL, 4, 1])
+    classes = np.array([[3, 0, 1], [0, 1, 3], [0, 1, 2], [0, 1, 2], [2, 3, 1]])
     assert error_rates(labels, classes) == {
         "eval/top1_error": 0.75,
         "eval/top5_error": 0.25,
