@@ -297,6 +297,11 @@ def test_an_empty_folder_and_a_file_are_no_checkpoints(copy: Path):
     assert sorted(path.name for path in (copy / "damaged").iterdir()) == ["12", "15"]
 
 
+def test_a_file_too_many_is_damage_too(copy: Path):
+    (copy / "9" / "default" / "d" / "stray").touch()
+    assert_same(restore(copy, make(0)), make(6))
+
+
 def test_a_run_of_which_everything_is_damaged_begins_anew(copy: Path):
     for step in (3, 6, 9):
         remove(copy / str(step) / "manifest.json")
