@@ -7,6 +7,7 @@ files are arrays (OCDBT, Zarr) and JSON; nothing in them is unpickled or evaluat
 taken from them: only those of the folder itself are read, and compared with the manifest.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -14,9 +15,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -29,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from train.config import Config, UsageError
+from train.config import Config, RunError, UsageError, refused
 from train.state import Network, TrainState
 from train.workers import Workers
 
@@ -84,13 +85,14 @@ class Checkpoints:
             errors: of all evaluations so far, by step; the checkpoint with the least is kept.
 
         Raises:
-            Exception: of the save before, if that has failed in the background.
+            RunError: if it, or the one before in the background, could not be written.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.wait_until_finished()  # the one before is signed by its own step
-        self._step, self._best.errors = step, dict(errors)
-        self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)), force=True)
+        with self._writing():
+            self._manager.wait_until_finished()  # the one before is signed by its own step
+            self._step, self._best.errors = step, dict(errors)
+            self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)), force=True)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Load the newest state, with the shapes and shardings of `like`; None if there is none."""
@@ -101,8 +103,35 @@ class Checkpoints:
         return TrainState(**self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
 
     def close(self) -> None:
-        """Wait until what was saved is on disk."""
-        self._manager.close()
+        """Wait until what was saved is on disk.
+
+        Raises:
+            RunError: if it could not be written.
+        """
+        with self._writing():
+            self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Finish what is being saved when a run fails, and name the checkpoint that it leaves."""
+        if isinstance(error, RunError | OSError):
+            with contextlib.suppress(RunError):
+                self.close()
+            line = refused(error) if isinstance(error, OSError) else error
+            newest = _newest_first(self._folder)
+            last = f"the last good one is {newest[0]}" if newest else "there is none yet"
+            raise RunError(f"{line}; of checkpoints, {last}") from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore's are the latter
+            # Its last clause is the system's reason.
+            reason = str(error).splitlines()[0].split(" [os_error")[0].rsplit(": ", 1)[-1]
+            raise RunError(f"checkpoint {self._step} cannot be written: {reason}") from error
 
     def _sign(self) -> None:
         """Write the manifest; called in the background, by process 0, before a save is valid."""

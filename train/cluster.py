@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.checkpoint import versions
-from train.config import Config, RunError, UsageError, flag
+from train.config import Config, RunError, UsageError, flag, refused
 
 T = TypeVar("T")
 
@@ -67,6 +67,8 @@ def together(call: Callable[[], T]) -> T:
         value = call()
     except (UsageError, RunError) as error:
         mistake = type(error).__name__, str(error)
+    except OSError as error:
+        mistake = RunError.__name__, str(refused(error))
     for process, text in enumerate(_gather(json.dumps(mistake))):
         kind, line = json.loads(text)
         if kind:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from train.config import RunError, UsageError
+from train.config import RunError, UsageError, refused
 
 T = TypeVar("T")
 
@@ -55,17 +56,24 @@ def _one_line(box: str) -> str:
 
 def run(prog: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a mistake or Ctrl-C is one line, no traceback."""
+    logging.getLogger("absl").addFilter(_is_not_orbax)
     try:
         return command()
     except UsageError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_USAGE
-    except RunError as error:
+    except (RunError, OSError) as error:
+        error = refused(error) if isinstance(error, OSError) else error
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:  # where the command does not handle it: nothing to save yet
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs with its traceback, from each of its threads, what it then raises as well."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def simulate_devices(num_devices: int | None) -> None:

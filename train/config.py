@@ -25,6 +25,19 @@ class DataError(RunError):
     """A data set whose files are at fault."""
 
 
+def refused(error: OSError) -> RunError:
+    """Say in one line what the file system refused, and where."""
+    where = f": {error.filename}" if error.filename else ""
+    return RunError(f"{error.strerror or error}{where}")
+
+
+def unusable(flag: str, folder: Path, error: OSError) -> UsageError | RunError:
+    """Say in one line that a folder cannot be used: where it is no folder, that is a mistake."""
+    is_mistake = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
+    line = f"{flag} {folder} cannot be used: {error.strerror or error}"
+    return UsageError(line) if is_mistake else RunError(line)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run. The paper's words: k workers with n images each, a minibatch of kn."""
@@ -104,6 +117,12 @@ class Config:
     """How many images that cannot be decoded do not end the run: in training others take their
     place, and evaluation leaves them out; corrupt_images.jsonl lists them."""
 
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when loss or gradients are not finite: stop the run, or skip the update."""
+
+    max_nonfinite_steps: int = 10
+    """How many updates of the whole run may be skipped, with --on-nonfinite skip."""
+
     seed: int = 0
     """Of the initial parameters, the order of the data and the augmentation."""
 
@@ -168,6 +187,10 @@ class Config:
         if self.max_corrupt_images < 0:
             raise UsageError(
                 f"--max-corrupt-images is {self.max_corrupt_images}; it must be at least 0"
+            )
+        if self.max_nonfinite_steps < 0:
+            raise UsageError(
+                f"--max-nonfinite-steps is {self.max_nonfinite_steps}; it must be at least 0"
             )
         for name, seed in [("seed", self.seed), *(("seeds", seed) for seed in self.seeds)]:
             if not 0 <= seed < 2**32:
@@ -239,6 +262,7 @@ RESUMABLE_FIELDS = frozenset(
         "workdir", "data_dir", "num_devices", "accumulation_steps", "log_every_steps",
         "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
         "keep_checkpoints", "num_steps", "max_corrupt_images", "coordinator_address",
+        "on_nonfinite", "max_nonfinite_steps",
         "num_reader_threads", "num_reader_processes", "prefetch_steps",
         "num_processes", "process_id",
     }

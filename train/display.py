@@ -61,8 +61,10 @@ class Display:
         """Bring the bar, or the next line, up to a record of the metrics."""
         if "eval/top1_error" in record:
             self._test_error = f"  test error {100 * record['eval/top1_error']:.2f} %"
+        loss = record["train/loss"]
         text = (
-            f"epoch {record['epoch']:.1f}  loss {record['train/loss']:.3f}  "
+            f"epoch {record['epoch']:.1f}  "
+            f"loss {'not finite' if loss is None else f'{loss:.3f}'}  "
             f"error {100 * record['train/top1_error']:.1f} %{self._test_error}  "
             f"rate {record['train/learning_rate']:.4g}  "
             f"{record['train/images_per_second']:.0f} images/s"

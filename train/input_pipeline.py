@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from train.config import Config, DataError, UsageError
+from train.config import Config, DataError, UsageError, unusable
 from train.datasets.digits import Digits
 from train.datasets.synthetic import CLASSES_AND_IMAGES, Noise
 from train.images import augment, decode, evaluation_crop
@@ -100,7 +100,7 @@ def open_dataset(config: Config) -> Dataset:
             f"NAME/CONFIG:VERSION ({str(error).splitlines()[0]})"
         ) from None
     except OSError as error:
-        raise UsageError(f"--data-dir {data_dir} cannot be used: {error}") from None
+        raise unusable("--data-dir", data_dir, error) from None
     features = dict(builder.info.features.items())
     if not (
         isinstance(features.get("image"), tfds.features.Image)

@@ -39,6 +39,7 @@ def run(config: Config) -> int:
 
     Raises:
         UsageError: if the configuration is impossible; nothing has been trained then.
+        RunError: if it cannot go on.
     """
     agree(config)
     dataset = together(lambda: open_dataset(config))
@@ -55,7 +56,9 @@ def run(config: Config) -> int:
             display.say(f"already {outcome(config.workdir, summary)}")
             return DONE
         display.say(plan(config, recipe, dataset, workers))
-        return _train(config, dataset, recipe, workers, last_step, display, stop)
+        folder = (config.workdir / "checkpoints").absolute()
+        checkpoints = held.enter_context(Checkpoints(folder, config))
+        return _train(config, dataset, recipe, workers, last_step, checkpoints, display, stop)
 
 
 def _train(
@@ -64,12 +67,12 @@ def _train(
     recipe: LargeMinibatchRecipe,
     workers: Workers,
     last_step: int,
+    checkpoints: Checkpoints,
     display: Display,
     stop: StopOnSignal,
 ) -> int:
     optimizer = make_optimizer(recipe.schedule(), config.optimizer)
     steps = make_steps(config, dataset.num_classes, optimizer, workers)
-    checkpoints = Checkpoints((config.workdir / "checkpoints").absolute(), config)
     for line in checkpoints.set_aside:
         display.say(line)
     state = initial_state(config, dataset.num_classes, optimizer, workers)
@@ -125,11 +128,15 @@ def _train(
         "num_examples_seen": step * workers.batch_size,
         "params_digest": params_digest(state.params),
     }
-    if jax.process_index() == 0:
-        title = f"{config.recipe}: {config.model}"
-        plot_curves(log.records, config.workdir / "curves.png", title)
-        if step == last_step:
-            write_whole(config.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def write() -> None:
+        if jax.process_index() == 0:
+            title = f"{config.recipe}: {config.model}"
+            plot_curves(log.records, config.workdir / "curves.png", title)
+            if step == last_step:
+                write_whole(config.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    together(write)
     if step < last_step:
         display.say(f"stopped after step {step} of {last_step} and saved; the same command goes on")
         return STOPPED

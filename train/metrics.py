@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+
+# Protobuf makes these classes when they are imported.
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from train.workdir import write_whole
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: `step`, the updates made so far, `epoch`, the same in epochs, and
-scalars named `train/...` and `eval/...`; errors are fractions."""
+scalars named `train/...` and `eval/...`; errors are fractions, and a loss that is not finite is
+None."""
 
 
 def read_records(path: Path) -> list[Record]:
@@ -47,10 +52,13 @@ class MetricsLog:
         write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a")
         shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), flush_secs=1)
+        (workdir / "tensorboard").mkdir()
+        # Not SummaryWriter: a full disk ends its thread, and with it waits whoever writes.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
         self._began = time.time() - self.seconds
         for record in self.records:
             self._show(record)
+        self._events.flush()
 
     @property
     def seconds(self) -> float:
@@ -71,16 +79,22 @@ class MetricsLog:
         self.records.append(record)
         if not self._writes:
             return
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._show(record)
+        self._events.flush()
 
     def _show(self, record: Record) -> None:
         # On TensorBoard's relative axis is the time spent on training, without what lay between.
         seconds = self._began + record.get("train/seconds", 0.0)
-        for name, value in record.items():
-            if "/" in name:
-                self._tensorboard.add_scalar(name, value, record["step"], walltime=seconds)
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in record.items()
+            if "/" in name and value is not None
+        ]
+        self._events.write_event(
+            Event(step=record["step"], wall_time=seconds, summary=Summary(value=values))
+        )
 
     def sync(self) -> None:
         """Have all records on the disk, before a checkpoint that comes after them is."""
@@ -95,7 +109,7 @@ class MetricsLog:
         """Flush everything to disk."""
         if self._writes:
             self._file.close()
-            self._tensorboard.close()
+            self._events.close()
 
 
 def top1_error_median_last5(records: list[Record], steps_per_epoch: int) -> float | None:

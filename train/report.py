@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from train.config import Config
+from train.config import Config, RunError
 from train.corrupt import CorruptImages
 from train.display import Display
 from train.metrics import MetricsLog, Record
@@ -39,6 +39,9 @@ class Report:
         self._unread: tuple[int, StepMetrics, jax.Array] | None = None
         self._began = time.perf_counter() - log.seconds
         self._clock = Clock(step)
+        self._nonfinite_steps = max(
+            (record.get("train/nonfinite_steps", 0) for record in log.records), default=0
+        )
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the run, ends with this step."""
@@ -53,7 +56,8 @@ class Report:
             corrupt: `Examples.corrupt` of its minibatch.
 
         Raises:
-            DataError: if there are more corrupt images than may be.
+            RunError: if there are more corrupt images, or more updates that are not finite, than
+                may be.
         """
         self.write(self.read())
         self._unread = step, metrics, corrupt
@@ -66,16 +70,19 @@ class Report:
         values = jax.device_get(metrics)
         if values.num_corrupt:
             self._corrupt.meet_in_training(step, corrupt)
-        if step % self._config.log_every_steps and not self.ends_epoch(step):
+        if not values.is_finite:
+            self._meet_nonfinite(step, float(values.learning_rate))
+        elif step % self._config.log_every_steps and not self.ends_epoch(step):
             return {}
         images_per_step = self._config.batch_size
         return {
             "step": step,
             "epoch": step / self._epoch_steps,
-            "train/loss": float(values.loss),
+            "train/loss": float(values.loss) if values.is_finite else None,
             "train/top1_error": float(values.top1_error),
             "train/learning_rate": float(values.learning_rate),
             "train/images_per_second": self._clock.steps_per_second(step) * images_per_step,
+            "train/nonfinite_steps": self._nonfinite_steps,
             "data/corrupt_images": len(self._corrupt),
             "train/num_examples_seen": step * images_per_step,
             "train/seconds": time.perf_counter() - self._began,
@@ -86,6 +93,19 @@ class Report:
         if record:
             self._log.write(record)
             self._display.show(record)
+
+    def _meet_nonfinite(self, step: int, rate: float) -> None:
+        what = f"loss or gradients of step {step} are not finite (learning rate {rate:.4g})"
+        self._nonfinite_steps += 1
+        allowed = self._config.max_nonfinite_steps
+        if self._config.on_nonfinite == "stop":
+            raise RunError(
+                f"{what}; a lower --base-learning-rate or a longer --warmup-epochs may help, or "
+                "--on-nonfinite skip"
+            )
+        if self._nonfinite_steps > allowed:
+            raise RunError(f"{what}, and --max-nonfinite-steps is {allowed}")
+        self._display.say(f"{what}: update skipped, {self._nonfinite_steps} of at most {allowed}")
 
     def leave_out(self, step: int) -> None:
         """Leave what was done since a step that had just been made out of the speed."""

@@ -5,6 +5,7 @@ channels. Minibatches are uint8 images (A, kn/A, S, S, C), int32 labels and indi
 images (A, kn/A).
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,8 @@ class StepMetrics(NamedTuple):
     """The rate that was applied."""
     num_corrupt: jax.Array
     """Images in whose place others stood."""
+    is_finite: jax.Array
+    """Whether the loss and all of the state after the update are finite."""
 
 
 class Predictions(NamedTuple):
@@ -99,8 +102,17 @@ def make_steps(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        is_finite = _is_finite((loss, new_state))
+        if config.on_nonfinite == "skip":
+            # The optimizer's count stands still too, as in optax.apply_if_finite: the schedule goes
+            # on at the next update that is applied.
+            unchanged = dataclasses.replace(state, step=new_state.step)
+            new_state = jax.tree.map(
+                lambda new, old: jnp.where(is_finite, new, old), new_state, unchanged
+            )
         error = errors.astype(jnp.float32) / workers.batch_size
-        return new_state, StepMetrics(loss, error, current_learning_rate(opt_state), num_corrupt)
+        rate = current_learning_rate(opt_state)
+        return new_state, StepMetrics(loss, error, rate, num_corrupt, is_finite)
 
     def predictions_of_part(constants: Any, part: Examples) -> Predictions:
         params, batch_stats = constants
@@ -122,3 +134,8 @@ def make_steps(
             evaluation_step, in_shardings=(whole, whole, divided), out_shardings=whole
         ),
     )
+
+
+def _is_finite(tree: Any) -> jax.Array:
+    """Whether every number in a tree of arrays is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

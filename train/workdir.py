@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import jax
 
-from train.config import Config, UsageError, differing_fields
+from train.config import Config, RunError, UsageError, differing_fields, unusable
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -37,8 +37,9 @@ def claim(config: Config) -> Iterator[None]:
     mounted with `flock`. Of several processes of a run the first holds it for all.
 
     Raises:
-        UsageError: if it cannot be written, is held by another process, or holds a run of another
+        UsageError: if it is no folder, is held by another process, or holds a run of another
             configuration.
+        RunError: if it cannot be written, or locked.
     """
     if jax.process_index() != 0:
         yield
@@ -47,7 +48,7 @@ def claim(config: Config) -> Iterator[None]:
         config.workdir.mkdir(parents=True, exist_ok=True)
         lock = (config.workdir / "lock").open("a+")
     except OSError as error:
-        raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None
+        raise unusable("--workdir", config.workdir, error) from None
     with lock:
         _hold(lock, config.workdir)
         _compare(config)
@@ -67,7 +68,7 @@ def _hold(lock: TextIO, workdir: Path) -> None:
             f"--workdir {workdir} is in use by {holder}; wait for it, stop it, or choose another"
         ) from None
     except OSError as error:
-        raise UsageError(f"--workdir {workdir} cannot be locked: {error.strerror}") from None
+        raise RunError(f"--workdir {workdir} cannot be locked: {error.strerror}") from None
 
 
 def _compare(config: Config) -> None:
@@ -78,7 +79,7 @@ def _compare(config: Config) -> None:
         if is_free:
             write_whole(path, config.to_json())
     except OSError as error:
-        raise UsageError(f"--workdir {config.workdir} cannot be used: {error.strerror}") from None
+        raise unusable("--workdir", config.workdir, error) from None
     except ValueError:  # somebody else's file, which must not be overwritten
         raise UsageError(
             f"--workdir {config.workdir} holds a config.json that is not a run's; choose another"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from train.config import Config, UsageError
+from train.config import Config, RunError, UsageError
 from train.metrics import MetricsLog
 from train.workdir import claim, finished, read_summary, write_whole
 
@@ -155,7 +155,7 @@ def test_a_file_in_the_way_is_one_line(digits_config: MakeConfig, tmp_path: Path
 
 @pytest.mark.skipif(not PROC.is_dir(), reason="there is no /proc, where even root cannot write")
 def test_a_folder_in_which_nothing_can_be_written_is_one_line(digits_config: MakeConfig):
-    with pytest.raises(UsageError, match=f"^--workdir {PROC} cannot be used: "):
+    with pytest.raises(RunError, match=f"^--workdir {PROC} cannot be used: "):
         own(digits_config(workdir=PROC))
 
 
