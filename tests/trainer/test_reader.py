@@ -63,11 +63,7 @@ def digest(minibatches: Iterable[Examples]) -> str:
     """Of every byte, in order."""
     sha = hashlib.sha256()
     for column in itertools.chain.from_iterable(minibatches):
-<<<<<<< ours
-        sha.update(np.ascontiguousarray(column))
-=======
         sha.update(np.asarray(column).tobytes())
->>>>>>> theirs
     return sha.hexdigest()
 
 
@@ -142,15 +138,9 @@ def numbered_rows(workers: Workers, number: int) -> Iterator[Rows]:
 def test_devices_get_every_minibatch_in_order():
     config = dataclasses.replace(imagenet(), num_workers=8, batch_size_per_worker=2)
     workers = make_workers(config, jax.devices()[:4])
-<<<<<<< ours
-    expected = numbered_rows(workers, 5)
-    for fed, rows in zip(on_devices(numbered_rows(workers, 5), workers), expected, strict=True):
-        assert isinstance(fed, Rows)
-=======
     on_their_way: Iterator[Any] = on_devices(numbered_rows(workers, 5), workers)
     for fed, rows in zip(on_their_way, numbered_rows(workers, 5), strict=True):
         assert fed._fields == ("images", "labels")
->>>>>>> theirs
         for column, array in zip(rows, fed, strict=True):
             assert array.sharding.is_equivalent_to(workers.divided, array.ndim)
             np.testing.assert_array_equal(np.asarray(array).reshape(column.shape), column)
