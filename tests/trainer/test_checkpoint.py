@@ -208,9 +208,9 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path: Path):
         return TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
 
     assert_same(restore(tmp_path, like(0)), like(1))
-    save(tmp_path, like(2))  # the remains are in nobody's way
-    assert_same(restore(tmp_path, like(0)), like(2))
-    assert steps_in(tmp_path) == [1, 2]  # and are cleared away: they never were a checkpoint
+    save(tmp_path, like(3))
+    assert_same(restore(tmp_path, like(0)), like(3))
+    assert steps_in(tmp_path) == [1, 3]  # the remains are cleared away: they were no checkpoint
 
 
 def half(file: Path) -> None:
