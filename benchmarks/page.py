@@ -1,0 +1,127 @@
+"""Make benchmarks/README.md of the readings that are committed beside it.
+
+    python benchmarks/page.py
+
+A new benchmark writes NAME.json and adds its section here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Markdown; the first column is text, the others are numbers."""
+    titles = list(header)
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def schedule(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """What a schedule costs."""
+    instructions = table(
+        ["instructions after compilation", "optax_warmup", "optax"],
+        ([name, *counts.values()] for name, counts in readings["instructions"].items()),
+    )
+    step = readings["step"]
+    ratios = table(
+        ["time of a training step over that at a constant rate", "median", "middle half"],
+        (
+            [name, f"{r['ratio']:.3f}", f"{r['quarter']:.3f} to {r['three_quarters']:.3f}"]
+            for name, r in step.items()
+            if name != "constant"
+        ),
+    )
+    return f"""## What a schedule costs
+
+`python benchmarks/schedule.py`, jax {readings["jax"]}, {readings["device"]}. "constant again" is
+the same program twice: what it differs from 1 by is noise.
+
+{instructions}
+
+{ratios}"""
+
+
+def input_pipeline(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """From files to devices."""
+    parts = []
+    for cores, title in ((1, "one core"), (2, "two cores")):
+        if subjects := readings.get(f"cores_{cores}"):
+            rows = (
+                [
+                    name,
+                    f"{r['images_per_second_per_core']:,.0f}",
+                    f"{r['images_per_cpu_second']:,.0f}",
+                    f"{r['over_simplejpeg']:.2f}",
+                    f"{r['over_simplejpeg_cpu']:.2f}",
+                ]
+                for name, r in subjects.items()
+            )
+            header = [f"{title}: images", "a second and core", "a CPU second"]
+            header += ["÷ simplejpeg", "the same by CPU time"]
+            parts.append(table(header, rows))
+            ours = subjects["optax-warmup"]
+            if "over_tf_data" in ours:
+                parts.append(
+                    f"On {title} it delivers {ours['over_tf_data']:.2f} times what tf.data does "
+                    f"({ours['over_tf_data_cpu']:.2f} by CPU time)."
+                )
+    parts += [f"{name} was left out: {reason}" for name, reason in readings["missing"].items()]
+    changes = table(
+        ["tried", "before", "after", "kept"],
+        (
+            [
+                row["change"] + (f": {row['why']}" if row["why"] else ""),
+                row["before"],
+                row["after"],
+                "yes" if row["kept"] else "no",
+            ]
+            for row in tried["rows"]
+        ),
+    )
+    packages = ", ".join(
+        f"{name} {version}" for name, version in readings["packages"].items() if version
+    )
+    tables = "\n\n".join(parts)
+    return f"""## From files to devices
+
+`python benchmarks/input_pipeline.py` says in its first lines what is compared and how. JPEGs of
+500×375 pixels and {readings["image_kilobytes"]:.0f} kB; medians of {readings["rounds"]} rounds that
+take turns, and of the ratios within each. {packages}.
+
+{tables}
+
+`simplejpeg` and `cv2` decode and do nothing else. tf.data decodes no more than the crop, which no
+well-kept library offers in Python, and which would leave damage below the crop unseen.
+
+In {tried["unit"]}:
+
+{changes}"""
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
+    "input_pipeline": input_pipeline,
+    "schedule": schedule,
+}
+
+
+def page() -> str:
+    """The whole page."""
+    tried = json.loads((FOLDER / "tried.json").read_text(encoding="utf-8"))
+    sections = [
+        section(
+            json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), tried.get(name, {})
+        )
+        for name, section in SECTIONS.items()
+    ]
+    head = "# Measurements\n\nMade by `python benchmarks/page.py` of the readings in this folder."
+    return "\n\n".join([head, *sections]) + "\n"
+
+
+if __name__ == "__main__":
+    (FOLDER / "README.md").write_text(page(), encoding="utf-8")
