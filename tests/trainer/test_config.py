@@ -22,14 +22,16 @@ OTHER: dict[str, Any] = {
     "init_from": Path("trained"), "accumulation_steps": 2, "dtype": "bfloat16", "seed": 3,
     "seeds": (1, 2), "log_every_steps": 5, "checkpoint_every_epochs": 3, "num_devices": 2,
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
-    **CLUSTER,
+    "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
+    "max_corrupt_images": 6, "on_nonfinite": "skip", "max_nonfinite_steps": 3, **CLUSTER,
 }  # fmt: skip
 
 # Where a run goes on is a matter of the machine; all else is the experiment.
 OF_THE_MACHINE = {
     "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
-    *CLUSTER,
+    "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
+    "max_corrupt_images", "on_nonfinite", "max_nonfinite_steps", *CLUSTER,
 }  # fmt: skip
 
 
@@ -64,6 +66,12 @@ def test_no_reader_process_is_allowed_but_no_fewer():
     assert dataclasses.replace(digits(), num_reader_processes=0).num_reader_processes == 0
     message = usage_error(num_reader_processes=-1)
     assert message == "--num-reader-processes is -1; it must be at least 0"
+
+
+def test_no_update_may_be_skipped_but_no_fewer():
+    assert dataclasses.replace(digits(), max_nonfinite_steps=0).max_nonfinite_steps == 0
+    message = usage_error(max_nonfinite_steps=-1)
+    assert message == "--max-nonfinite-steps is -1; it must be at least 0"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
