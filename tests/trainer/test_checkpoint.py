@@ -291,7 +291,7 @@ def test_more_than_the_newest_may_be_damaged(copy: Path):
 def test_an_empty_folder_and_a_file_are_no_checkpoints(copy: Path):
     (copy / "12").mkdir()
     (copy / "15").write_text("not a folder")
-    (copy / "007").mkdir()
+    (copy / "0020").mkdir()
     (copy / "notes").mkdir()
     assert_same(restore(copy, make(0)), make(9))
     assert sorted(path.name for path in (copy / "damaged").iterdir()) == ["12", "15"]
@@ -352,15 +352,15 @@ sys.addaudithook(listen)  # which cannot be taken away again
 
 def test_nothing_is_unpickled_or_evaluated_and_no_path_leads_out_of_a_checkpoint(copy: Path):
     global EVENTS
+    workers = make_workers(digits(), jax.devices()[:2])
+    restore(copy, make(0))  # imports what is imported late
+    load_network(copy / "6", workers)
     secret = copy.parent / "secret"
     secret.write_text("secret")
     path = copy / "9" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["sha256"] |= {"../../secret": hashlib.sha256(b"secret").hexdigest()}
     path.write_text(json.dumps(manifest))
-    workers = make_workers(digits(), jax.devices()[:2])
-    load_network(copy / "6", workers)  # imports what is imported late
-    restore(copy, make(0))
     EVENTS = []
     try:
         assert_same(restore(copy, make(0)), make(6))
