@@ -1,4 +1,4 @@
-"""Which launchers are believed, and that leftovers of one are not; tests/clusters has real ones."""
+"""Which launchers are believed, and that leftovers are not."""
 
 import sys
 
