@@ -14,7 +14,8 @@ CLUSTER = {"coordinator_address": "localhost:1234", "num_processes": 2, "process
 
 # A different value, of the right type, for every field.
 OTHER: dict[str, Any] = {
-    "recipe": "another", "workdir": Path("elsewhere"), "dataset": "mnist", "data_dir": Path("data"),
+    "recipe": "another", "workdir": Path("elsewhere"), "dataset": "mnist", "data": "synthetic",
+    "data_dir": Path("data"),
     "model": "resnet18", "image_size": 16, "augmentation": "shift-flip", "mean": (0.4,),
     "std": (0.5,), "num_workers": 16, "batch_size_per_worker": 8, "num_epochs": 45.5,
     "num_steps": 7, "warmup": "none", "warmup_epochs": 2.5, "milestones": (10, 20),
