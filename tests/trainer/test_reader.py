@@ -166,13 +166,14 @@ def test_two_minibatches_are_on_their_way_while_one_is_used():
 
 def test_closing_ends_what_reads_ahead():
     dataset, config, workers = opened(num_reader_threads=3)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     fed: Any = on_devices(training_minibatches(dataset, config, workers, 0, 10**6), workers)
     next(fed)
-    assert threading.active_count() >= before + 4
+    readers = set(threading.enumerate()) - before
+    assert len(readers) >= 4
     fed.close()
     del fed
-    assert eventually(lambda: threading.active_count() == before)
+    assert eventually(lambda: not any(thread.is_alive() for thread in readers))
 
 
 def test_an_error_while_reading_ahead_comes_in_its_place():
