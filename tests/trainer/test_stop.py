@@ -22,7 +22,7 @@ from train.stop import StopOnSignal
 before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 with StopOnSignal() as stop:
     print(stop.requested, flush=True)
-    for _ in range(500):
+    for _ in range(6000):
         if stop.requested:
             break
         time.sleep(0.01)
@@ -82,7 +82,7 @@ def test_an_interrupt_after_it_ends_the_process_at_once(first: signal.Signals):
         os.kill(run.pid, first)
         assert hear(run) == "True"
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(timeout=10) == -signal.SIGINT
+        assert run.wait(timeout=120) == -signal.SIGINT
 
 
 def test_a_second_termination_does_not_disturb_the_saving():
@@ -103,7 +103,7 @@ def test_afterwards_signals_act_as_before(number: signal.Signals):
         say(run, "leave")
         assert hear(run) == "left"
         os.kill(run.pid, number)
-        assert run.wait(timeout=10) == -number
+        assert run.wait(timeout=120) == -number
 
 
 def test_leaving_by_an_error_restores_the_handlers():
