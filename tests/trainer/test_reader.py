@@ -20,7 +20,13 @@ import numpy as np
 import pytest
 
 from train.config import Config
-from train.input_pipeline import Dataset, Examples, open_dataset, training_minibatches
+from train.input_pipeline import (
+    Dataset,
+    Examples,
+    epoch_order,
+    open_dataset,
+    training_minibatches,
+)
 from train.reader import on_devices, reader_processes, reader_threads
 from train.recipes import digits, imagenet
 from train.workers import Workers, make_workers
@@ -88,6 +94,8 @@ def test_a_late_start_reads_nothing_before_it():
     dataset, config, workers = opened()
     (rows,) = training_minibatches(dataset, config, workers, 10**15, 10**15 + 1)
     assert rows.images.shape == (20, 16, 16, 3)
+    order = epoch_order(config.seed, 10**15 // 5, 100)  # 10**15 is the first of its epoch's steps
+    np.testing.assert_array_equal(rows.labels, order[:20])
     assert dataset.train.num_reads == 20  # pyright: ignore[reportAttributeAccessIssue]
 
 
