@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -88,6 +90,7 @@ def open_dataset(config: Config) -> Dataset:
         if config.dataset == Digits.name:
             builder = _prepared_digits(data_dir)
         else:
+            _refuse_foreign_classes(data_dir / re.split("[/:]", config.dataset)[0])
             builder = read_only_builder.builder_from_files(config.dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise UsageError(
@@ -144,6 +147,24 @@ def open_dataset(config: Config) -> Dataset:
         evaluation=evaluation,
         evaluation_split=held_out,
     )
+
+
+def _refuse_foreign_classes(folder: Path) -> None:
+    """Tensorflow-datasets imports whatever modules a data set's features.json names."""
+    for path in folder.rglob("features.json"):
+
+        def check(fields: dict[str, Any], path: Path = path) -> dict[str, Any]:
+            for field in ("pythonClassName", "python_class_name"):
+                if not str(fields.get(field, "tensorflow_datasets.")).startswith(
+                    "tensorflow_datasets."
+                ):
+                    raise UsageError(
+                        f"{path} asks to import {fields[field]}; a data set may name classes of "
+                        "tensorflow_datasets alone"
+                    )
+            return fields
+
+        json.loads(path.read_text(), object_hook=check)
 
 
 def _synthetic(config: Config) -> Dataset:

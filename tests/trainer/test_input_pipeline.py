@@ -485,6 +485,21 @@ def test_a_test_split_without_labels_is_refused(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize("field", ["pythonClassName", "python_class_name", "python\\u0043lassName"])
+def test_a_data_set_cannot_have_modules_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+):
+    prepare(tmp_path, "trojan", {"image": IMAGE, "label": LABEL})
+    (path,) = tmp_path.rglob("features.json")
+    text = path.read_text().replace("pythonClassName", field)
+    path.write_text(text.replace("tensorflow_datasets.core.features.image_feature", "payload"))
+    (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'has_run')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = usage_error(data_dir=tmp_path, dataset="trojan")
+    assert "features.json asks to import payload.Image" in message
+    assert not (tmp_path / "has_run").exists()
+
+
 def test_a_format_without_random_access_is_told_which_has_it(tmp_path: Path):
     prepare(tmp_path, "sequential", {"image": IMAGE, "label": LABEL})
     # Only TensorFlow can write tfrecord; the format that the metadata names decides already.
