@@ -21,6 +21,7 @@ class StopOnSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self._first_step: int | None = None
 
     def __enter__(self) -> Self:
         numbers = [signal.SIGINT]
@@ -31,7 +32,12 @@ class StopOnSignal:
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step` updates; to be asked after each, by every process."""
-        return self.requested or multihost_utils.reached_preemption_sync_point(step)
+        if self._first_step is None:
+            self._first_step = step
+        # A notice that comes before the first question names number 1, and JAX says so at no other;
+        # so the numbers begin with 1 where a run goes on, too.
+        number = 1 + step - self._first_step
+        return self.requested or multihost_utils.reached_preemption_sync_point(number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -149,3 +149,28 @@ def test_a_signal_is_reached_at_any_step():
         assert not stop.reached(7)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reached(8)
+
+
+TOLD_BEFORE_THE_FIRST_STEP = (
+    PREEMPTED[: PREEMPTED.index("    print")]
+    + """    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)  # in which JAX hears of it
+    for step in range(101, 6000):
+        if stop.reached(step):
+            break
+        time.sleep(0.01)
+    else:
+        step = "never"
+    print(step, flush=True)
+"""
+)
+
+
+def test_a_notice_before_the_first_step_of_a_run_that_goes_on_is_not_lost():
+    run = subprocess.run(
+        [sys.executable, "-c", TOLD_BEFORE_THE_FIRST_STEP],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip().isdecimal(), run.stdout + run.stderr
