@@ -128,8 +128,11 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # tensorstore's are the latter
-            # Its last clause is the system's reason.
+        except OSError as error:
+            raise RunError(
+                f"checkpoint {self._step} cannot be written: {refused(error)}"
+            ) from error
+        except ValueError as error:  # tensorstore's; its last clause is the system's reason
             reason = str(error).splitlines()[0].split(" [os_error")[0].rsplit(": ", 1)[-1]
             raise RunError(f"checkpoint {self._step} cannot be written: {reason}") from error
 

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -57,6 +58,7 @@ def _one_line(box: str) -> str:
 def run(prog: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a mistake or Ctrl-C is one line, no traceback."""
     logging.getLogger("absl").addFilter(_is_not_orbax)
+    sys.excepthook = _show
     try:
         return command()
     except UsageError as error:
@@ -74,6 +76,12 @@ def run(prog: str, command: Callable[[], int]) -> int:
 def _is_not_orbax(record: logging.LogRecord) -> bool:
     """Orbax logs with its traceback, from each of its threads, what it then raises as well."""
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Show an exception that nobody caught, but not those of writes that one before them ended."""
+    if str(error) != "Event loop is closed":  # of asyncio, for tensorstore's other files
+        sys.__excepthook__(kind, error, traceback)
 
 
 def simulate_devices(num_devices: int | None) -> None:
