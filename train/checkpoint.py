@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     LatestN,
@@ -176,11 +178,20 @@ class CheckpointTimes:
         is_due = (
             (rest == 0 and epochs % self._config.checkpoint_every_epochs == 0)
             or (every_steps is not None and step % every_steps == 0)
-            or (minutes is not None and time.monotonic() - self._seconds >= 60 * minutes)
+            or (minutes is not None and self._have_passed(minutes, step))
         )
         if is_due:
             self._seconds = time.monotonic()
         return is_due
+
+    def _have_passed(self, minutes: float, step: int) -> bool:
+        """By the clock of process 0; to ask it takes a wait, so that it is not asked every step."""
+        have_passed = time.monotonic() - self._seconds >= 60 * minutes
+        if jax.process_count() == 1:
+            return have_passed
+        if step % self._config.log_every_steps:
+            return False
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(have_passed)))
 
 
 def load_network(path: Path, workers: Workers, say: Callable[[str], None] = print) -> Network:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -32,6 +33,10 @@ COUNTED = (
     ),
     ("MPI", "mpi4py", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),  # MPICH's and Intel's
 )
+
+# When one process dies, or ends by an error, JAX ends the others and says which it was. By its own
+# timeouts they would wait for it for minutes.
+TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": 20, "shutdown_timeout_seconds": 30}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,7 @@ def join_processes(config: Config) -> None:
             config.num_processes,
             config.process_id,
             cluster_detection_method="deactivate",
+            **TIMEOUTS,
         )
     elif launch := find_launch(os.environ, getattr(jax.config, "jax_platforms", None) or ""):
         _join(launch)
@@ -125,6 +131,7 @@ def _join(launch: Launch) -> None:
             # None is JAX's rule, one GPU a process; an empty list is all.
             local_device_ids=None if launch.one_gpu else [],
             cluster_detection_method=launch.method,
+            **TIMEOUTS,
         )
     except Exception as error:  # each method has errors of its own
         if launch.launcher == "TPU" and isinstance(error, ValueError):

@@ -13,7 +13,7 @@ class StopOnSignal:
     """While entered, SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once.
 
     Where `jax.distributed` runs, SIGTERM is left to it: it is the cluster's notice of preemption,
-    of which JAX tells all processes, and at which step they stop.
+    of which JAX tells all processes, and at which step they stop. SIGINT is made the same there.
 
     Attributes:
         requested: whether a signal has come.
@@ -44,7 +44,10 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        if jax.distributed.is_initialized():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self.requested = True
         # Written past Python's buffers, which the signal may have found in the middle of a write.
         os.write(2, b"\nstopping after this step; saving ...\n")
         signal.signal(signal.SIGINT, signal.SIG_DFL)
