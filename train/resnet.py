@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from train.convolution import convolve, max_pool
+
 BN_MOMENTUM = 0.9  # of the running averages (paper, section 5.1)
 BN_EPSILON = 1e-5
 
@@ -85,8 +87,9 @@ class WorkerBatchNorm(nnx.Module):
 def _normalize(x: jax.Array, mean: jax.Array, var: jax.Array, bn: WorkerBatchNorm) -> jax.Array:
     ones = (1,) * (x.ndim - 1)
     scale = jax.lax.rsqrt(var + BN_EPSILON) * bn.scale[...].reshape(*ones, -1)
-    y = (x.astype(jnp.float32) - mean) * scale + bn.bias[...].reshape(*ones, -1)
-    return y.astype(x.dtype)
+    # One product and one sum a value, of which the gradient keeps no copy but x itself.
+    offset = bn.bias[...].reshape(*ones, -1) - mean * scale
+    return (x.astype(jnp.float32) * scale + offset).astype(x.dtype)
 
 
 class ConvBN(nnx.Module):
@@ -113,6 +116,7 @@ class ConvBN(nnx.Module):
             use_bias=False,
             kernel_init=he_normal,
             dtype=dtype,
+            conv_general_dilated=convolve,
             rngs=rngs,
         )
         self.bn = WorkerBatchNorm(out_channels, group_size, zero_scale=zero_scale)
@@ -202,8 +206,7 @@ class ResNet(nnx.Module):
         """Logits (B, classes) in float32 of normalised images (B, H, W, C)."""
         x = nnx.relu(self.stem(x_bhwc, train=train))
         if not self.small_stem:
-            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # as low as any, after ReLU
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+            x = max_pool(x)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(x.astype(jnp.float32).mean((1, 2)))

@@ -20,6 +20,7 @@ ORDER = [
     "datasets.synthetic",
     "reader",
     "input_pipeline",
+    "convolution",
     "resnet",
     "optimizer",
     "state",

@@ -399,3 +399,17 @@ def test_what_is_compiled_for_is_what_arrives():
     for abstract, array in zip(abstract_minibatch(config, workers), real, strict=True):
         assert (abstract.shape, abstract.dtype) == (array.shape, array.dtype)
         assert abstract.sharding == array.sharding
+
+
+def test_a_step_moves_nothing_between_host_and_device():
+    config = small_config()
+    workers = make_workers(config)
+    steps, state = make(config, workers)
+    minibatch = Examples(*(workers.to_devices(x) for x in images_of_step(config, 0)))
+    on_host = jax.device_get(minibatch)
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, metrics = steps.train(state, minibatch)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            steps.train(state, on_host)
+    assert jnp.isfinite(metrics.loss)
