@@ -9,17 +9,17 @@
 set -m # so that Ctrl-C reaches this script alone
 
 # mpirun kills its processes a second after SIGTERM or Ctrl-C, too soon for saving. SIGUSR1 it hands
-# on, so that goes to mpirun, and SIGTERM from that to each process. (128 + 10 is a wait that SIGUSR1
-# cuts short.) Without --bind-to none each process would have one core.
+# on, so that goes to mpirun, and SIGTERM from that to each process. A signal cuts `wait` short, so
+# the last one is for the exit code. Without --bind-to none each process would have one core.
 one_process='
     trap "" USR1
     "$@" &
     trap "kill -TERM $!" USR1
-    until wait $!; code=$?; ((code != 138)); do :; done
-    exit $code
+    while kill -0 $! 2>/dev/null; do wait $!; done
+    wait $!
 '
 mpirun --host "${HOSTS:-localhost:2}" --bind-to none \
     bash -c "$one_process" - "${PYTHON:-.venv/bin/python}" -m train "$@" &
 trap 'kill -USR1 $!' TERM INT
-until wait $!; code=$?; ((code <= 128)); do :; done
-exit $code
+while kill -0 $! 2>/dev/null; do wait $!; done
+wait $!

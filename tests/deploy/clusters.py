@@ -129,11 +129,7 @@ PartitionName=all Nodes=127.0.0.[1-2] Default=YES State=UP MaxTime=INFINITE
         try:
             for command in commands:
                 nowhere = subprocess.DEVNULL
-                daemons.append(
-                    subprocess.Popen(
-                        command, start_new_session=True, stdout=nowhere, stderr=nowhere
-                    )
-                )
+                daemons.append(subprocess.Popen(command, stdout=nowhere, stderr=nowhere))
                 if command[0] == "munged":
                     wait_for((folder / "munge.socket").exists, logs)
             idle = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
