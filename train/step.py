@@ -84,8 +84,9 @@ def make_steps(
         loss = cross_entropy.sum() / workers.batch_size
         # Each part carries its share of the mean over all workers.
         new_stats = jax.tree.map(lambda stat: stat / workers.num_parts, new_stats)
-        errors = (logits.argmax(axis=1) != part.labels).sum(dtype=jnp.int32)
-        num_corrupt = (part.corrupt != SOUND).sum(dtype=jnp.int32)
+        # Counted in the gradients' type, so that one reduction takes all; exact up to 2**24 images.
+        errors = (logits.argmax(axis=1) != part.labels).sum(dtype=jnp.float32)
+        num_corrupt = (part.corrupt != SOUND).sum(dtype=jnp.float32)
         return loss, (new_stats, errors, num_corrupt)
 
     def gradients_of_part(constants: Any, part: Examples) -> Any:
@@ -110,8 +111,9 @@ def make_steps(
             new_state = jax.tree.map(
                 lambda new, old: jnp.where(is_finite, new, old), new_state, unchanged
             )
-        error = errors.astype(jnp.float32) / workers.batch_size
+        error = errors / workers.batch_size
         rate = current_learning_rate(opt_state)
+        num_corrupt = num_corrupt.astype(jnp.int32)
         return new_state, StepMetrics(loss, error, rate, num_corrupt, is_finite)
 
     def predictions_of_part(constants: Any, part: Examples) -> Predictions:
