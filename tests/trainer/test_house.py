@@ -43,6 +43,8 @@ ORDER = [
     "evaluate",
     "__main__",
     "inspect",
+    "cost_model",
+    "pod",
 ]
 
 
