@@ -56,9 +56,7 @@ def run(config: Config) -> int:
             display.say(f"already {outcome(config.workdir, summary)}")
             return DONE
         display.say(plan(config, recipe, dataset, workers))
-        folder = (config.workdir / "checkpoints").absolute()
-        checkpoints = held.enter_context(Checkpoints(folder, config))
-        return _train(config, dataset, recipe, workers, last_step, checkpoints, display, stop)
+        return _train(config, dataset, recipe, workers, last_step, held, display, stop)
 
 
 def _train(
@@ -67,12 +65,14 @@ def _train(
     recipe: LargeMinibatchRecipe,
     workers: Workers,
     last_step: int,
-    checkpoints: Checkpoints,
+    held: contextlib.ExitStack,
     display: Display,
     stop: StopOnSignal,
 ) -> int:
     optimizer = make_optimizer(recipe.schedule(), config.optimizer)
     steps = make_steps(config, dataset.num_classes, optimizer, workers)
+    folder = (config.workdir / "checkpoints").absolute()
+    checkpoints = held.enter_context(Checkpoints(folder, config))
     for line in checkpoints.set_aside:
         display.say(line)
     state = initial_state(config, dataset.num_classes, optimizer, workers)
@@ -83,7 +83,7 @@ def _train(
     step = first_step = int(state.step)
     if first_step:
         display.say(f"resuming after step {first_step}")
-    log = MetricsLog(config.workdir, first_step)
+    log = held.enter_context(contextlib.closing(MetricsLog(config.workdir, first_step)))
     if first_step > last_step or (first_step == last_step and not log.is_evaluated(last_step)):
         raise UsageError(
             f"--num-steps is {config.num_steps}; it must be more than the {first_step} steps that "
@@ -120,7 +120,6 @@ def _train(
         if stopping:
             break
     checkpoints.close()
-    log.close()
     summary = {
         "dataset": dataset.name,
         "top1_error_median_last5": top1_error_median_last5(log.records, epoch_steps),

@@ -66,8 +66,9 @@ def started(
 
 def ends(running: list[Process]) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, and what each process said and complained of."""
-    said = [process.communicate(timeout=SECONDS) for process in running]
-    return [process.returncode for process in running], *map(list, zip(*said, strict=True))
+    texts = [process.communicate(timeout=SECONDS) for process in running]
+    said, complaints = ([text[stream] for text in texts] for stream in range(2))
+    return [process.returncode for process in running], said, complaints
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
