@@ -1,5 +1,6 @@
 """What a run says of its steps: one record every few updates, read one update late."""
 
+import statistics
 import time
 
 import jax
@@ -39,6 +40,7 @@ class Report:
         self._unread: tuple[int, StepMetrics, jax.Array] | None = None
         self._began = time.perf_counter() - log.seconds
         self._clock = Clock(step)
+        self._spikes = Spikes()
         self._nonfinite_steps = max(
             (record.get("train/nonfinite_steps", 0) for record in log.records), default=0
         )
@@ -70,9 +72,16 @@ class Report:
         values = jax.device_get(metrics)
         if values.num_corrupt:
             self._corrupt.meet_in_training(step, corrupt)
+        rate = float(values.learning_rate)
         if not values.is_finite:
-            self._meet_nonfinite(step, float(values.learning_rate))
-        elif step % self._config.log_every_steps and not self.ends_epoch(step):
+            self._meet_nonfinite(step, rate)
+        elif self._spikes.begins(float(values.loss)):
+            self._display.say(
+                f"the loss has jumped up before step {step} (learning rate {rate:.4g}): where that "
+                "follows a rise of the rate, it was too abrupt, and --warmup gradual or a longer "
+                "--warmup-epochs may help"
+            )
+        if values.is_finite and step % self._config.log_every_steps and not self.ends_epoch(step):
             return {}
         images_per_step = self._config.batch_size
         return {
@@ -80,7 +89,7 @@ class Report:
             "epoch": step / self._epoch_steps,
             "train/loss": float(values.loss) if values.is_finite else None,
             "train/top1_error": float(values.top1_error),
-            "train/learning_rate": float(values.learning_rate),
+            "train/learning_rate": rate,
             "train/images_per_second": self._clock.steps_per_second(step) * images_per_step,
             "train/nonfinite_steps": self._nonfinite_steps,
             "data/corrupt_images": len(self._corrupt),
@@ -110,6 +119,33 @@ class Report:
     def leave_out(self, step: int) -> None:
         """Leave what was done since a step that had just been made out of the speed."""
         self._clock.restart(step)
+
+
+class Spikes:
+    """Finds where the loss jumps up, the paper's sign of a warmup that ends abruptly (section 2.2).
+
+    A spike begins where the median of the last `RECENT` losses is above that of the `BEFORE` ones
+    before them by both `RATIO` and `RISE`. The ratio is what noise does not reach while the loss is
+    large, the rise while it is small.
+    """
+
+    RECENT, BEFORE = 5, 20
+    RATIO, RISE = 1.25, 0.25
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+
+    def begins(self, loss: float) -> bool:
+        """Take the loss of the next step; whether a spike begins, which is said once."""
+        self._losses = [*self._losses, loss][-(self.RECENT + self.BEFORE) :]
+        if len(self._losses) < self.RECENT + self.BEFORE:
+            return False
+        before = statistics.median(self._losses[: self.BEFORE])
+        recent = statistics.median(self._losses[self.BEFORE :])
+        begins = recent > self.RATIO * before and recent > before + self.RISE
+        if begins:
+            self._losses = []  # what comes is compared with itself
+        return begins
 
 
 class Clock:

@@ -87,7 +87,8 @@ def _compare(config: Config) -> None:
     if differences and not is_free:
         raise UsageError(
             f"--workdir {config.workdir} holds another run: {'; '.join(differences)}; choose "
-            "another --workdir or the same configuration"
+            "another --workdir or the same configuration, of which only where and how it runs may "
+            "change, such as --num-devices and --accumulation-steps"
         )
 
 
