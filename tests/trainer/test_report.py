@@ -64,7 +64,16 @@ def test_a_second_spike_is_noted_too():
 def test_a_run_says_so_with_a_hint(
     tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
-    flags = "--warmup constant --warmup-epochs 2 --base-learning-rate 0.2 --num-steps 30".split()
+    flags = [
+        "--warmup",
+        "constant",
+        "--warmup-epochs",
+        "2",
+        "--base-learning-rate",
+        "0.2",
+        "--num-steps",
+        "30",
+    ]
     flags += ["--log-every-steps", "1000"]
     assert main(["--workdir", str(tmp_path), "--data-dir", str(digits_dir), *flags]) == 0
     said = capsys.readouterr().out
