@@ -51,15 +51,17 @@ def max_pool(x_bhwc: jax.Array) -> jax.Array:
 
     Where several are largest, the first has the gradient, in rows from the top.
     """
-    x_bhwc = jnp.pad(x_bhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))  # with a value as low as any
+    border = ((0, 0), (1, 1), (1, 1), (0, 0))
 
     def reduction(x: jax.Array) -> jax.Array:
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+        window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, border)
 
     def comparisons(x: jax.Array) -> jax.Array:
         _, h, w, _ = x.shape
+        x = jnp.pad(x, border)  # with a value as low as any
         pixels = (
-            x[:, top : h - 2 + top : 2, left : w - 2 + left : 2]
+            x[:, top : h + top : 2, left : w + left : 2]
             for top, left in itertools.product(range(3), repeat=2)
         )
         return functools.reduce(lambda a, b: jnp.where(a >= b, a, b), pixels)
