@@ -22,6 +22,22 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def attempts(tried: dict[str, Any]) -> str:
+    """What was tried, with its readings before and after, and whether it stayed."""
+    return table(
+        ["tried", "before", "after", "kept"],
+        (
+            [
+                row["change"] + (f": {row['why']}" if row["why"] else ""),
+                row["before"],
+                row["after"],
+                "yes" if row["kept"] else "no",
+            ]
+            for row in tried["rows"]
+        ),
+    )
+
+
 def schedule(readings: dict[str, Any], tried: dict[str, Any]) -> str:
     """What a schedule costs."""
     instructions = table(
@@ -45,6 +61,52 @@ the same program twice: what it differs from 1 by is noise.
 {instructions}
 
 {ratios}"""
+
+
+def step(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """A training step of ResNet-50."""
+    parts = []
+    for setting in readings["settings"]:
+        size = setting["image_size"]
+        title = f"{setting['dtype']}, {size}×{size}, minibatch {setting['batch_size']}"
+        header = [
+            title,
+            "images a second",
+            "a CPU second",
+            "÷ optax-warmup",
+            "the same by CPU time",
+        ]
+        parts.append(
+            table(
+                header,
+                (
+                    [
+                        name,
+                        f"{r['images_per_second']:.1f}",
+                        f"{r['images_per_cpu_second']:.1f}",
+                        f"{1 / r['optax_warmup_ratio']:.2f}",
+                        f"{1 / r['optax_warmup_ratio_cpu']:.2f}",
+                    ]
+                    for name, r in setting["subjects"].items()
+                ),
+            )
+        )
+        parts += [f"{name} is missing: {why}" for name, why in setting["missing"].items()]
+    packages = ", ".join(f"{name} {of}" for name, of in readings["versions"].items() if of)
+    machine = readings["hardware"]
+    tables = "\n\n".join(parts)
+    return f"""## A training step of ResNet-50
+
+`python benchmarks/step.py` says in its first lines what is compared and how. {machine["device"]},
+{machine["cores"]} cores of {machine["cpu"]}; medians of {readings["rounds"]} rounds that take
+turns, and of the ratios within each. {packages}. Load of the machine before it began:
+{readings["load_average_before"]:.1f}. No figure of a GPU has been measured yet.
+
+{tables}
+
+In {tried["unit"]}:
+
+{attempts(tried)}"""
 
 
 def input_pipeline(readings: dict[str, Any], tried: dict[str, Any]) -> str:
@@ -72,18 +134,6 @@ def input_pipeline(readings: dict[str, Any], tried: dict[str, Any]) -> str:
                     f"({ours['over_tf_data_cpu']:.2f} by CPU time)."
                 )
     parts += [f"{name} was left out: {reason}" for name, reason in readings["missing"].items()]
-    changes = table(
-        ["tried", "before", "after", "kept"],
-        (
-            [
-                row["change"] + (f": {row['why']}" if row["why"] else ""),
-                row["before"],
-                row["after"],
-                "yes" if row["kept"] else "no",
-            ]
-            for row in tried["rows"]
-        ),
-    )
     packages = ", ".join(
         f"{name} {version}" for name, version in readings["packages"].items() if version
     )
@@ -101,12 +151,13 @@ well-kept library offers in Python, and which would leave damage below the crop 
 
 In {tried["unit"]}:
 
-{changes}"""
+{attempts(tried)}"""
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
     "input_pipeline": input_pipeline,
     "schedule": schedule,
+    "step": step,
 }
 
 

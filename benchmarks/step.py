@@ -350,6 +350,7 @@ class Subject:
 
 def measure(setting: Setting, rounds: int, names: list[str]) -> dict[str, Any]:
     """Let the subjects take turns with one setting."""
+    load = os.getloadavg()[0]  # what else the machine is doing
     missing: dict[str, str] = {}
     first: dict[str, float] = {}
     num_steps: dict[str, int] = {}
@@ -375,7 +376,11 @@ def measure(setting: Setting, rounds: int, names: list[str]) -> dict[str, Any]:
                 each.append(setting.batch_size * num_steps[subject.name] / spent[clock])
     for subject in subjects:
         subject.stop()
-    report: dict[str, Any] = {**dataclasses.asdict(setting), "missing": missing, "subjects": {}}
+    report: dict[str, Any] = dataclasses.asdict(setting) | {
+        "load_average_before": load,
+        "missing": missing,
+        "subjects": {},
+    }
     for name, rate in rates.items():
         report["subjects"][name] = entry = {
             "images_per_second": statistics.median(rate["seconds"]),
