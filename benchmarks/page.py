@@ -69,6 +69,7 @@ def step(readings: dict[str, Any], tried: dict[str, Any]) -> str:
     for setting in readings["settings"]:
         size = setting["image_size"]
         title = f"{setting['dtype']}, {size}×{size}, minibatch {setting['batch_size']}"
+        title += f", load before {setting['load_average_before']:.1f}"
         header = [
             title,
             "images a second",
@@ -99,8 +100,9 @@ def step(readings: dict[str, Any], tried: dict[str, Any]) -> str:
 
 `python benchmarks/step.py` says in its first lines what is compared and how. {machine["device"]},
 {machine["cores"]} cores of {machine["cpu"]}; medians of {readings["rounds"]} rounds that take
-turns, and of the ratios within each. {packages}. Load of the machine before it began:
-{readings["load_average_before"]:.1f}. No figure of a GPU has been measured yet.
+turns, and of the ratios within each. {packages}. Where the load before is not near 0, clock and CPU
+time disagree, and nothing is to be concluded from a rival's ratio. No figure of a GPU has been
+measured yet.
 
 {tables}
 
