@@ -68,6 +68,13 @@ def run(prog: str, command: Callable[[], int]) -> int:
         error = refused(error) if isinstance(error, OSError) else error
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        # JAX waits at exit for the others, and names the one that is lost when it gives up.
+        reason = str(error).splitlines()[0]
+        print(f"{prog}: a step with the other processes failed: {reason}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:  # where the command does not handle it: nothing to save yet
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
