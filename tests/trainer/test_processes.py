@@ -137,7 +137,7 @@ def test_without_leave_to_replace_it_a_damaged_image_ends_the_run(data_dir: Path
     assert re.fullmatch(
         r"python -m train: digits_in_folders, split 'train', image \d+ \(\d/\d+\.png\): not an "
         r"image that can be decoded: .* \(40 bytes\); that makes 1 where --max-corrupt-images "
-        rf"allows 0; {workdir}/corrupt_images.jsonl lists all\n",
+        rf"allows 0; {workdir}/corrupt_images.jsonl lists all; of checkpoints, there is none yet\n",
         ended.stderr,
     )
     (line,) = map(json.loads, (workdir / "corrupt_images.jsonl").read_text().splitlines())
