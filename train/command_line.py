@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 
@@ -78,6 +78,18 @@ def run(prog: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:  # where the command does not handle it: nothing to save yet
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def end(code: int) -> NoReturn:
+    """End the process with an exit code; after a failure at once.
+
+    Orbax's threads would wait minutes for a save that failed, and asyncio would list its writes.
+    """
+    if code == FAILED and not jax.distributed.is_initialized():  # others have to be told of it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:

@@ -219,7 +219,7 @@ def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[...
     dataset = dataclasses.replace(
         digits,
         name="imagenet2012",
-        num_classes=1000,
+        class_names=[str(label) for label in range(1000)],
         train=range(1_281_167),
         evaluation=range(50_000),
     )

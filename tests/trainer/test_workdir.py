@@ -77,8 +77,8 @@ def test_another_run_is_refused_with_each_field_that_differs(digits_config: Make
         own(digits_config(num_workers=16, seed=1))
     assert str(error.value) == (
         f"--workdir {config.workdir} holds another run: --num-workers was 8 and is now 16; --seed "
-        "was 0 and is now 1; choose another --workdir or the same configuration, of which only where and how "
-        "it runs may change, such as --num-devices and --accumulation-steps"
+        "was 0 and is now 1; choose another --workdir or the same configuration, of which only "
+        "where and how it runs may change, such as --num-devices and --accumulation-steps"
     )
     assert (config.workdir / "config.json").read_text() == before
 
