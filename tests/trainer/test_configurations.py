@@ -101,7 +101,7 @@ def prepare(args: list[str]) -> str:
 )
 @given(
     recipe=st.sampled_from([*RECIPES, "digits", "digits", "digits", ""]),
-    flags=flags_with("1", "8", "16", "64") | flags_with(*NUMBERS, *ODD),
+    flags=flags_with("1", "2", "8", "64") | flags_with("8", "16") | flags_with(*NUMBERS, *ODD),
     is_new=st.booleans(),
 )
 def test_no_command_line_ends_in_a_traceback_or_touches_another_run(
@@ -131,5 +131,5 @@ def test_no_command_line_ends_in_a_traceback_or_touches_another_run(
 
 def test_that_many_of_them_could_train_and_many_could_not():
     assert len(OUTCOMES) >= 200
-    assert sum(map(bool, OUTCOMES)) > 40
-    assert OUTCOMES.count("") > 40
+    assert sum(map(bool, OUTCOMES)) >= 20
+    assert OUTCOMES.count("") >= 20
