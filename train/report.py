@@ -41,6 +41,9 @@ class Report:
         self._began = time.perf_counter() - log.seconds
         self._clock = Clock(step)
         self._spikes = Spikes()
+        for record in log.records:  # or a run that goes on where the rate rises would not know
+            if record.get("train/loss") is not None:
+                self._spikes.begins(record["train/loss"])
         self._nonfinite_steps = max(
             (record.get("train/nonfinite_steps", 0) for record in log.records), default=0
         )
