@@ -47,11 +47,20 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
     undisturbed: Path, folder: Path
 ):
     """With SIGKILL, at random moments of its start, compilation, training, saving, evaluation."""
-    workdir = folder / "killed"
-    lives = list(kill_until_it_ends(workdir, folder / "compiled", seed=7))
+    lives: list[dict[str, Any]] = []
+    for number in range(3):  # one is enough unless a busy machine lets a run end before its kill
+        workdir = folder / f"killed-{number}"
+        lives += kill_until_it_ends(workdir, folder / "compiled", seed=7 + number)
+        is_as_if_nothing_had_been(workdir, undisturbed)
+        if len(lives) >= len(MOMENTS):
+            break
     assert len(lives) >= len(MOMENTS) >= 25
     assert any(life["in_writing"] for life in lives)
     assert max(life["resumed_from"] for life in lives) > LAST_STEP / 2
+
+
+def is_as_if_nothing_had_been(workdir: Path, undisturbed: Path) -> None:
+    """Compare what a run has left with what the undisturbed one has."""
     assert outcome(workdir) == outcome(undisturbed)
     assert [record["step"] for record in records(workdir)] == [*range(1, LAST_STEP + 1)]
     assert not (workdir / "checkpoints" / "damaged").exists()
@@ -89,7 +98,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
     workdir, last_step = folder / "moved", 2 * EPOCH_STEPS
     flags = [*FLAGS, "--num-steps", str(last_step)]
     bounds, devices = [0], [8, 4, 2, 1, 4]
-    for step, num_devices in zip([3, 8, 12, 16], devices, strict=False):
+    for step, num_devices in zip([2, 4, 8, 11], devices, strict=False):
         code, said = stop_at(
             workdir, [*flags, "--num-devices", str(num_devices)], folder / "compiled", step
         )
