@@ -92,7 +92,7 @@ def test_two_runs_may_prepare_them_at_the_same_time(tmp_path: Path):
         for name in ("one", "other")
     ]
     for run in runs:
-        said, complained = run.communicate(timeout=60)
+        said, complained = run.communicate(timeout=300)
         assert run.returncode == 0, complained
         assert said.splitlines()[-1] == "1437"
     assert [path.name for path in (tmp_path / "data" / "digits").iterdir()] == ["1.0.0"]

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -112,29 +111,40 @@ def test_a_folder_that_will_not_do_is_one_line(
     assert not list(tmp_path.rglob("*array_record*"))
 
 
+STOP_AT_THE_200TH_IMAGE = """
+import itertools, os, runpy, sys
+
+images = itertools.count(1)
+
+def stop(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".png") and next(images) == 200:
+        os.kill(os.getpid(), int(number))
+
+number = sys.argv.pop(1)
+sys.addaudithook(stop)
+runpy.run_module("train.prepare", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_preparation_leaves_nothing_that_counts(tmp_path: Path, number: signal.Signals):
     images, data = tmp_path / "images", tmp_path / "data"
     write_images(images / "a", 300, 0)
     write_images(images / "b", 300, 100)
-    command = [sys.executable, "-m", "train.prepare", "image-folder", str(images)]
-    command += ["--name", "mine", "--data-dir", str(data)]
-    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **streams) as process:
-        deadline = time.monotonic() + 60
-        while not list(data.rglob("incomplete.*")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.001)
-        process.send_signal(number)
-        _, said = process.communicate()
+    flags = ["image-folder", str(images), "--name", "mine", "--data-dir", str(data)]
+    command = [sys.executable, "-c", STOP_AT_THE_200TH_IMAGE, str(int(number)), *flags]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = process.stderr
     if number == signal.SIGINT:
         assert process.returncode == 1
         assert said.splitlines()[-1] == "python -m train.prepare: interrupted"
         assert "Traceback" not in said
         assert not list(data.rglob("incomplete.*"))
+    else:
+        assert process.returncode == -number
+        assert list(data.rglob("incomplete.*"))
     assert not (data / "mine" / "1.0.0").exists()
-    assert main(command[3:]) == 0
+    assert main(flags) == 0
     assert not list(data.rglob("incomplete.*"))
     assert len(opened("mine", data).train) == 540
 
