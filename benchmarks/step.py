@@ -81,8 +81,8 @@ Run = Callable[[int], Any]
 """Make that many steps, to their end."""
 
 
-def optax_warmup(setting: Setting) -> Run:
-    """This repository's step."""
+def trainer(setting: Setting) -> tuple[Any, Any, Any]:
+    """This repository's step, with a state and a minibatch to call it with."""
     import jax
     import jax.numpy as jnp
 
@@ -110,12 +110,20 @@ def optax_warmup(setting: Setting) -> Run:
     )._replace(
         images=workers.to_devices(setting.images()), labels=workers.to_devices(setting.labels())
     )
+    return steps.train, state, minibatch
+
+
+def optax_warmup(setting: Setting) -> Run:
+    """This repository's step, over and over."""
+    import jax
+
+    step, state, minibatch = trainer(setting)
 
     def run(num_steps: int) -> None:
         nonlocal state
         metrics = None
         for _ in range(num_steps):
-            state, metrics = steps.train(state, minibatch)
+            state, metrics = step(state, minibatch)
         jax.block_until_ready((state, metrics))
 
     return run
