@@ -32,11 +32,13 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from train.config import Config, RunError, UsageError, refused
+from train.config import MINIBATCH_FIELDS, Config, RunError, UsageError, refused
+from train.phases import Phase, Timeline
 from train.state import Network, TrainState
 from train.workers import Workers
 
 MANIFEST = "manifest.json"
+PHASES = "phases.json"
 DAMAGED = "damaged"
 
 # Orbax writes these after the manifest; they say when a checkpoint was written, not what is in it.
@@ -56,6 +58,9 @@ class Checkpoints:
 
     Attributes:
         set_aside: one line for each checkpoint that was damaged.
+        newest_step: of the newest checkpoint when they were opened; 0 if there was none.
+        phases: of the run up to there; to be set to those of the run that goes on, which each
+            checkpoint holds.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -77,6 +82,8 @@ class Checkpoints:
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._sign),
             ),
         )
+        self.newest_step = self._manager.latest_step() or 0
+        self.phases = _phases(self._folder / str(self.newest_step)) if self.newest_step else ()
 
     def save(self, step: int, state: TrainState, errors: Mapping[int, float]) -> None:
         """Write the state after `step` updates in the background, unless it is there already.
@@ -139,10 +146,12 @@ class Checkpoints:
             raise RunError(f"checkpoint {self._step} cannot be written: {reason}") from error
 
     def _sign(self) -> None:
-        """Write the manifest; called in the background, by process 0, before a save is valid."""
+        """Write phases and manifest; called in the background, by process 0, before it is valid."""
         (folder,) = (
             path for path in self._folder.iterdir() if path.name.split(".")[0] == str(self._step)
         )
+        phases = [dataclasses.asdict(phase) for phase in self.phases]
+        (folder / PHASES).write_text(json.dumps(phases) + "\n")
         manifest = self._about | {"sha256": _digests(folder)}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -164,19 +173,19 @@ class _Best(PreservationPolicy):
 class CheckpointTimes:
     """Says when a checkpoint is due: by epochs, by steps, or by minutes since the last one."""
 
-    def __init__(self, config: Config, epoch_steps: int) -> None:
-        self._config, self._epoch_steps = config, epoch_steps
+    def __init__(self, config: Config, timeline: Timeline) -> None:
+        self._config, self._timeline = config, timeline
         self._seconds = time.monotonic()
 
     def is_due(self, step: int) -> bool:
         """Whether one is due after `step` updates; the minutes begin anew if so."""
-        epochs, rest = divmod(step, self._epoch_steps)
+        ends_epoch, epochs = self._timeline.ends_epoch(step), self._timeline.epoch(step)
         every_steps, minutes = (
             self._config.checkpoint_every_steps,
             self._config.checkpoint_every_minutes,
         )
         is_due = (
-            (rest == 0 and epochs % self._config.checkpoint_every_epochs == 0)
+            (ends_epoch and epochs % self._config.checkpoint_every_epochs == 0)
             or (every_steps is not None and step % every_steps == 0)
             or (minutes is not None and self._have_passed(minutes, step))
         )
@@ -240,6 +249,15 @@ def _load_network(checkpoint: epath.Path, workers: Workers) -> Network:
     return Network(
         step=int(saved["step"]), params=saved["params"], batch_stats=saved["batch_stats"]
     )
+
+
+def _phases(checkpoint: epath.Path) -> tuple[Phase, ...]:
+    """Read of which phases a run was made up to a checkpoint."""
+    if (path := checkpoint / PHASES).exists():
+        return tuple(Phase(**phase) for phase in json.loads(path.read_text()))
+    # A checkpoint that is older than the file is of one phase.
+    config = json.loads((checkpoint / MANIFEST).read_text())["config"]
+    return (Phase(first_step=0, **{name: config[name] for name in MINIBATCH_FIELDS}),)
 
 
 def _newest_first(folder: epath.Path) -> list[epath.Path]:

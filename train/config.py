@@ -151,8 +151,16 @@ class Config:
     """Divide the reader threads among this many processes, 0 for none but the one that trains; left
     out, 4 threads a process where photographs are read on 8 cores or more, else 0."""
 
+    allow_batch_size_change: bool = False
+    """Let a run go on with another --num-workers or --batch-size-per-worker; the rate is rescaled,
+    and warmed up again where it rises."""
+
     prefetch_steps: int = 1
     """Minibatches read ahead in the host's memory; two more are on their way to the devices."""
+
+    compilation_cache_dir: Path | None = None
+    """Where compiled programs are kept for the next start; $JAX_COMPILATION_CACHE_DIR or
+    ~/.cache/optax-warmup if left out, for several processes none."""
 
     num_devices: int | None = None
     """Simulate this many CPU devices; left out, all devices of the machine are used."""
@@ -251,10 +259,12 @@ class Config:
         for name, value in fields.items():
             if isinstance(value, list):
                 fields[name] = tuple(value)
-            elif name in ("workdir", "data_dir", "init_from") and value is not None:
+            elif name in PATH_FIELDS and value is not None:
                 fields[name] = Path(value)
         return cls(**fields)
 
+
+PATH_FIELDS = frozenset({"workdir", "data_dir", "init_from", "compilation_cache_dir"})
 
 # What may change between the two halves of a resumed run, because no number depends on it.
 RESUMABLE_FIELDS = frozenset(
@@ -262,11 +272,14 @@ RESUMABLE_FIELDS = frozenset(
         "workdir", "data_dir", "num_devices", "accumulation_steps", "log_every_steps",
         "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
         "keep_checkpoints", "num_steps", "max_corrupt_images", "coordinator_address",
-        "on_nonfinite", "max_nonfinite_steps",
+        "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
         "num_reader_threads", "num_reader_processes", "prefetch_steps",
-        "num_processes", "process_id",
+        "num_processes", "process_id", "allow_batch_size_change",
     }
 )  # fmt: skip
+
+# What may change as well where that is allowed, with the rate; see `train.phases`.
+MINIBATCH_FIELDS = frozenset({"num_workers", "batch_size_per_worker"})
 
 
 def flag(field: str) -> str:
@@ -297,8 +310,11 @@ def differing_fields(config: Config, saved: str) -> list[str]:
         if field.default is not dataclasses.MISSING
     }
     before = json.loads(json.dumps(defaults)) | before
+    may_differ = RESUMABLE_FIELDS
+    if config.allow_batch_size_change:
+        may_differ |= MINIBATCH_FIELDS
     return [
         f"{flag(name)} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
-        if name not in RESUMABLE_FIELDS and before.get(name) != now.get(name)
+        if name not in may_differ and before.get(name) != now.get(name)
     ]

@@ -10,10 +10,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from optax_warmup import LargeMinibatchRecipe
 from train.config import Config
 from train.input_pipeline import Dataset
 from train.metrics import Record
+from train.phases import Timeline
 from train.workers import Workers
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal to draw a bar on
@@ -86,7 +86,7 @@ class _BarAboveText(Progress):
         yield from (Text(task.description) for task in self.tasks)
 
 
-def plan(config: Config, recipe: LargeMinibatchRecipe, dataset: Dataset, workers: Workers) -> str:
+def plan(config: Config, timeline: Timeline, dataset: Dataset, workers: Workers) -> str:
     """Say what is about to happen: machine, workers, data, rates, and where it is written."""
     devices = workers.mesh.devices.size
     return "\n".join(
@@ -101,7 +101,7 @@ def plan(config: Config, recipe: LargeMinibatchRecipe, dataset: Dataset, workers
             f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
             f"starts from     {config.init_from or f'seed {config.seed}'}, with {config.optimizer}",
             f"writes to       {config.workdir}",
-            recipe.describe(),
+            timeline.describe(),
             *([f"stops after     {config.num_steps} steps"] if config.num_steps else []),
         ]
     )

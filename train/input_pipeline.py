@@ -1,8 +1,9 @@
 """From files to minibatches on the host, as a pure function of seed, step and worker.
 
 The example at position p of epoch e is `epoch_order(seed, e)[p]`; step s of an epoch takes
-positions [s·kn, (s + 1)·kn), of which worker j has the slice j·n. Devices, processes and
-accumulation do not enter, so a run resumes by starting at a step: there is no state to save.
+positions [s·kn, (s + 1)·kn), of which worker j has the slice j·n (`Timeline.place` where kn has
+changed). Devices, processes and accumulation do not enter, so a run resumes by starting at a step:
+there is no state to save.
 
 Shapes: n images a worker, S the side of the network's input, C channels.
 """
@@ -25,6 +26,7 @@ from train.config import Config, DataError, UsageError, unusable
 from train.datasets.digits import Digits
 from train.datasets.synthetic import CLASSES_AND_IMAGES, Noise
 from train.images import augment, decode, evaluation_crop
+from train.phases import Timeline
 from train.reader import read, reader_processes
 from train.workers import Workers
 
@@ -206,20 +208,26 @@ def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
 
 
 def training_minibatches(
-    dataset: Dataset, config: Config, workers: Workers, first_step: int, last_step: int
+    dataset: Dataset,
+    config: Config,
+    workers: Workers,
+    first_step: int,
+    last_step: int,
+    timeline: Timeline | None = None,
 ) -> Iterator[Examples]:
     """Yield this process's rows of the minibatches of steps first_step to last_step - 1.
 
-    Each is (len(workers.local) · n, ...), in the order of `workers.local`.
+    Each is (len(workers.local) · n, ...), in the order of `workers.local`. Without a timeline they
+    are those of a run whose minibatch has always been the same.
     """
     num_examples = len(dataset.train)
     # No workers, but numbers alone: devices cannot be sent to reader processes.
-    kn, n = workers.batch_size, workers.batch_size_per_worker
-    steps_per_epoch = num_examples // kn
+    n = workers.batch_size_per_worker
+    place = (timeline or Timeline(config, num_examples)).place
 
     def load(step: int, worker: int) -> Examples:
-        epoch, step = divmod(step, steps_per_epoch)
-        first = step * kn + worker * n
+        epoch, position = place(step)
+        first = position + worker * n
         order = epoch_order(config.seed, epoch, num_examples)
         rows = _padding(n, config)
         for row, example in enumerate(order[first : first + n].tolist()):

@@ -5,7 +5,6 @@ import json
 
 import jax
 
-from optax_warmup import LargeMinibatchRecipe
 from train.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.cluster import agree, together
 from train.config import Config, UsageError
@@ -19,13 +18,14 @@ from train.input_pipeline import (
 )
 from train.metrics import MetricsLog, top1_error_median_last5
 from train.optimizer import make_optimizer
+from train.phases import Timeline, going_on
 from train.plots import plot_curves
 from train.reader import on_devices
 from train.report import Report
 from train.state import initial_state, params_digest, transplant
 from train.step import abstract_minibatch, make_steps
 from train.stop import StopOnSignal
-from train.workdir import claim, finished, forget_summary, write_whole
+from train.workdir import claim, finished, forget_summary, keep_config, write_whole
 from train.workers import Workers, make_workers
 
 DONE, STOPPED = 0, 75
@@ -43,38 +43,47 @@ def run(config: Config) -> int:
     """
     agree(config)
     dataset = together(lambda: open_dataset(config))
-    recipe = config.large_minibatch_recipe(len(dataset.train))
+    config.large_minibatch_recipe(len(dataset.train))  # refuses before a folder is made
     workers = make_workers(config)
-    last_step = min(recipe.num_steps, config.num_steps or recipe.num_steps)
-    with (
-        contextlib.ExitStack() as held,
-        Display(last_step) as display,
-        StopOnSignal() as stop,
-    ):
+    with contextlib.ExitStack() as held, StopOnSignal() as stop:
         together(lambda: held.enter_context(claim(config)))
+        folder = (config.workdir / "checkpoints").absolute()
+        checkpoints = held.enter_context(Checkpoints(folder, config))
+        step = checkpoints.newest_step
+        timeline = going_on(config, len(dataset.train), checkpoints.phases, step)
+        checkpoints.phases = timeline.phases
+        last_step = min(timeline.num_steps, config.num_steps or timeline.num_steps)
+        if timeline.phases[-1].first_step == step >= last_step:
+            raise UsageError(
+                f"--workdir {config.workdir} holds a run that has no step left for a minibatch of "
+                f"{config.batch_size} after its {step}; a finished run cannot change"
+            )
+        display = held.enter_context(Display(last_step))
+        for line in checkpoints.set_aside:
+            display.say(line)
         if summary := finished(config, last_step):
             display.say(f"already {outcome(config.workdir, summary)}")
             return DONE
-        display.say(plan(config, recipe, dataset, workers))
-        return _train(config, dataset, recipe, workers, last_step, held, display, stop)
+        together(lambda: keep_config(config))
+        display.say(plan(config, timeline, dataset, workers))
+        return _train(
+            config, dataset, timeline, workers, last_step, checkpoints, held, display, stop
+        )
 
 
 def _train(
     config: Config,
     dataset: Dataset,
-    recipe: LargeMinibatchRecipe,
+    timeline: Timeline,
     workers: Workers,
     last_step: int,
+    checkpoints: Checkpoints,
     held: contextlib.ExitStack,
     display: Display,
     stop: StopOnSignal,
 ) -> int:
-    optimizer = make_optimizer(recipe.schedule(), config.optimizer)
+    optimizer = make_optimizer(timeline.schedule(), config.optimizer)
     steps = make_steps(config, dataset.num_classes, optimizer, workers)
-    folder = (config.workdir / "checkpoints").absolute()
-    checkpoints = held.enter_context(Checkpoints(folder, config))
-    for line in checkpoints.set_aside:
-        display.say(line)
     state = initial_state(config, dataset.num_classes, optimizer, workers)
     if restored := checkpoints.restore(like=state):
         state = restored
@@ -91,13 +100,12 @@ def _train(
         )
     forget_summary(config)
     train_step = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
-    epoch_steps = recipe.steps_per_epoch
     corrupt = CorruptImages(config, dataset, first_step, config.workdir / "corrupt_images.jsonl")
-    report = Report(config, epoch_steps, last_step, log, display, corrupt, first_step)
-    times = CheckpointTimes(config, epoch_steps)
+    report = Report(config, timeline, last_step, log, display, corrupt, first_step)
+    times = CheckpointTimes(config, timeline)
 
     for minibatch in on_devices(
-        training_minibatches(dataset, config, workers, first_step, last_step), workers
+        training_minibatches(dataset, config, workers, first_step, last_step, timeline), workers
     ):
         state, metrics = train_step(state, minibatch)
         step += 1
@@ -122,9 +130,9 @@ def _train(
     checkpoints.close()
     summary = {
         "dataset": dataset.name,
-        "top1_error_median_last5": top1_error_median_last5(log.records, epoch_steps),
+        "top1_error_median_last5": top1_error_median_last5(log.records, timeline),
         "num_steps": step,
-        "num_examples_seen": step * workers.batch_size,
+        "num_examples_seen": timeline.num_examples_seen(step),
         "params_digest": params_digest(state.params),
     }
 

@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from train.phases import Timeline
 from train.workdir import write_whole
 
 Record = dict[str, Any]
@@ -112,7 +113,7 @@ class MetricsLog:
             self._events.close()
 
 
-def top1_error_median_last5(records: list[Record], steps_per_epoch: int) -> float | None:
+def top1_error_median_last5(records: list[Record], timeline: Timeline) -> float | None:
     """Median top-1 error of the last five epochs' evaluations, a fraction (paper, section 5.1).
 
     Of evaluations between the ends of epochs only a last one counts, where a run was cut short.
@@ -121,6 +122,6 @@ def top1_error_median_last5(records: list[Record], steps_per_epoch: int) -> floa
     at_ends = [
         record["eval/top1_error"]
         for record in evaluations
-        if record["step"] % steps_per_epoch == 0 or record is evaluations[-1]
+        if timeline.ends_epoch(record["step"]) or record is evaluations[-1]
     ]
     return statistics.median(at_ends[-5:]) if at_ends else None

@@ -9,6 +9,7 @@ from train.config import Config, RunError
 from train.corrupt import CorruptImages
 from train.display import Display
 from train.metrics import MetricsLog, Record
+from train.phases import Timeline
 from train.step import StepMetrics
 
 
@@ -17,7 +18,7 @@ class Report:
 
     Args:
         config: of the run.
-        epoch_steps: steps in an epoch.
+        timeline: of the run.
         last_step: at which the run ends.
         log: where records go.
         display: likewise.
@@ -28,14 +29,14 @@ class Report:
     def __init__(
         self,
         config: Config,
-        epoch_steps: int,
+        timeline: Timeline,
         last_step: int,
         log: MetricsLog,
         display: Display,
         corrupt: CorruptImages,
         step: int,
     ) -> None:
-        self._config, self._epoch_steps, self._last_step = config, epoch_steps, last_step
+        self._config, self._timeline, self._last_step = config, timeline, last_step
         self._log, self._display, self._corrupt = log, display, corrupt
         self._unread: tuple[int, StepMetrics, jax.Array] | None = None
         self._began = time.perf_counter() - log.seconds
@@ -50,7 +51,7 @@ class Report:
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the run, ends with this step."""
-        return step % self._epoch_steps == 0 or step == self._last_step
+        return self._timeline.ends_epoch(step) or step == self._last_step
 
     def update(self, step: int, metrics: StepMetrics, corrupt: jax.Array) -> None:
         """Take the metrics of an update that has been started; write those of the one before.
@@ -86,17 +87,17 @@ class Report:
             )
         if values.is_finite and step % self._config.log_every_steps and not self.ends_epoch(step):
             return {}
-        images_per_step = self._config.batch_size
+        images_per_second = self._clock.steps_per_second(step) * self._config.batch_size
         return {
             "step": step,
-            "epoch": step / self._epoch_steps,
+            "epoch": self._timeline.epoch(step),
             "train/loss": float(values.loss) if values.is_finite else None,
             "train/top1_error": float(values.top1_error),
             "train/learning_rate": rate,
-            "train/images_per_second": self._clock.steps_per_second(step) * images_per_step,
+            "train/images_per_second": images_per_second,
             "train/nonfinite_steps": self._nonfinite_steps,
             "data/corrupt_images": len(self._corrupt),
-            "train/num_examples_seen": step * images_per_step,
+            "train/num_examples_seen": self._timeline.num_examples_seen(step),
             "train/seconds": time.perf_counter() - self._began,
         }
 

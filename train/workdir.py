@@ -88,8 +88,15 @@ def _compare(config: Config) -> None:
         raise UsageError(
             f"--workdir {config.workdir} holds another run: {'; '.join(differences)}; choose "
             "another --workdir or the same configuration, of which only where and how it runs may "
-            "change, such as --num-devices and --accumulation-steps"
+            "change, such as --num-devices and --accumulation-steps, and the minibatch with "
+            "--allow-batch-size-change"
         )
+
+
+def keep_config(config: Config) -> None:
+    """Write down the configuration with which a run goes on, where it may have changed."""
+    if config.allow_batch_size_change and jax.process_index() == 0:
+        write_whole(config.workdir / "config.json", config.to_json())
 
 
 def finished(config: Config, last_step: int) -> dict[str, Any] | None:

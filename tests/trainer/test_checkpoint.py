@@ -21,6 +21,7 @@ import pytest
 from train.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.config import Config, UsageError
 from train.optimizer import make_optimizer
+from train.phases import Timeline
 from train.recipes import digits
 from train.state import TrainState
 from train.workers import make_workers
@@ -166,6 +167,7 @@ KILLED_WHILE_SAVING = """
 import os, pathlib, sys
 import jax.numpy as jnp
 from train.checkpoint import Checkpoints
+from train.phases import Timeline
 from train.recipes import digits
 from train.state import TrainState
 
@@ -373,7 +375,8 @@ def test_nothing_is_unpickled_or_evaluated_and_no_path_leads_out_of_a_checkpoint
 
 def test_checkpoints_are_due_by_epochs_steps_and_minutes():
     def due(**changes: Any) -> list[int]:
-        times = CheckpointTimes(dataclasses.replace(digits(), **changes), epoch_steps=10)
+        config = dataclasses.replace(digits(), **changes)
+        times = CheckpointTimes(config, Timeline(config, 10 * config.batch_size))
         return [step for step in range(1, 61) if times.is_due(step)]
 
     assert due(checkpoint_every_epochs=2) == [20, 40, 60]

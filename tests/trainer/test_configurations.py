@@ -17,6 +17,7 @@ from train.display import plan
 from train.input_pipeline import open_dataset
 from train.metrics import MetricsLog
 from train.optimizer import make_optimizer
+from train.phases import Timeline
 from train.recipes import RECIPES, digits
 from train.workdir import claim
 from train.workers import make_workers
@@ -90,7 +91,7 @@ def prepare(args: list[str]) -> str:
     assert math.isfinite(first)
     assert math.isfinite(last)
     with claim(config):
-        return plan(config, recipe, dataset, workers)
+        return plan(config, Timeline(config, len(dataset.train)), dataset, workers)
 
 
 @settings(

@@ -19,6 +19,7 @@ from train.config import Config
 from train.display import Display, outcome, plan
 from train.input_pipeline import open_dataset
 from train.metrics import Record
+from train.phases import Timeline
 from train.recipes import imagenet
 from train.workers import make_workers
 
@@ -192,8 +193,8 @@ def test_only_the_first_process_speaks(
 def test_the_plan_says_what_is_about_to_happen(digits_config: Callable[..., Config]):
     config = digits_config(accumulation_steps=2)
     dataset = open_dataset(config)
-    recipe = config.large_minibatch_recipe(len(dataset.train))
-    text = plan(config, recipe, dataset, make_workers(config, jax.devices()[:4]))
+    timeline = Timeline(config, len(dataset.train))
+    text = plan(config, timeline, dataset, make_workers(config, jax.devices()[:4]))
     for part in [
         "resnet8, float32, 8 x 8 pixels",
         "4 x cpu, 1 process(es)",
@@ -223,8 +224,8 @@ def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[...
         train=range(1_281_167),
         evaluation=range(50_000),
     )
-    recipe = config.large_minibatch_recipe(len(dataset.train))
-    text = plan(config, recipe, dataset, make_workers(config, jax.devices()))
+    timeline = Timeline(config, len(dataset.train))
+    text = plan(config, timeline, dataset, make_workers(config, jax.devices()))
     assert "imagenet2012: 1281167 training and 50000 test images, 1000 classes" in text
     assert "32 on each device at a time" in text
     assert "kn = 8192" in text

@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[2]
 ORDER = [
     "images",
     "config",
+    "compilation_cache",
     "recipes",
     "workers",
+    "phases",
     "datasets.digits",
     "datasets.fashion_mnist",
     "datasets.image_folder",

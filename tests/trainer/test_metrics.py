@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train.metrics import MetricsLog, Record, read_records, top1_error_median_last5
+from train.phases import Timeline
+from train.recipes import digits
 
 REPOSITORY = Path(__file__).parents[2]
+ELEVEN_STEPS = Timeline(digits(), 11 * digits().batch_size)  # an epoch
 
 
 def record_of(step: int, **more: Any) -> Record:
@@ -164,28 +167,29 @@ def evaluated(steps_and_errors: list[tuple[int, float | None]]) -> list[Record]:
 def test_the_score_is_the_median_of_the_last_five_epochs():
     errors = [0.9, 0.01, 0.5, 0.1, 0.3, 0.2, 0.4]
     records = evaluated([(11 * (epoch + 1), error) for epoch, error in enumerate(errors)])
-    assert top1_error_median_last5(records, 11) == 0.3  # of 0.5, 0.1, 0.3, 0.2 and 0.4
+    assert top1_error_median_last5(records, ELEVEN_STEPS) == 0.3  # of 0.5, 0.1, 0.3, 0.2 and 0.4
 
 
 def test_training_records_do_not_enter_the_score():
     records = evaluated([(10, None), (11, 0.2), (20, None), (22, 0.4), (30, None)])
-    assert top1_error_median_last5(records, 11) == pytest.approx(0.3, rel=1e-12)
+    assert top1_error_median_last5(records, ELEVEN_STEPS) == pytest.approx(0.3, rel=1e-12)
 
 
 def test_of_evaluations_between_epochs_only_the_last_counts():
     # The first run was cut at step 5, the second at step 25; both are on record.
     records = evaluated([(5, 0.9), (11, 0.2), (22, 0.4), (25, 0.3)])
-    assert top1_error_median_last5(records, 11) == 0.3  # of 0.2, 0.4 and 0.3
+    assert top1_error_median_last5(records, ELEVEN_STEPS) == 0.3  # of 0.2, 0.4 and 0.3
 
 
 def test_a_run_without_evaluations_has_no_score():
-    assert top1_error_median_last5(evaluated([(10, None)]), 11) is None
-    assert top1_error_median_last5([], 11) is None
+    assert top1_error_median_last5(evaluated([(10, None)]), ELEVEN_STEPS) is None
+    assert top1_error_median_last5([], ELEVEN_STEPS) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 @settings(deadline=None, derandomize=True, max_examples=50)
 def test_the_score_of_whole_epochs_is_numpys_median(errors: list[float]):
     records = evaluated([(7 * (epoch + 1), error) for epoch, error in enumerate(errors)])
+    timeline = Timeline(digits(), 7 * digits().batch_size)
     expected = np.median(errors[-5:])
-    assert top1_error_median_last5(records, 7) == pytest.approx(expected, rel=1e-12)
+    assert top1_error_median_last5(records, timeline) == pytest.approx(expected, rel=1e-12)

@@ -78,7 +78,8 @@ def test_another_run_is_refused_with_each_field_that_differs(digits_config: Make
     assert str(error.value) == (
         f"--workdir {config.workdir} holds another run: --num-workers was 8 and is now 16; --seed "
         "was 0 and is now 1; choose another --workdir or the same configuration, of which only "
-        "where and how it runs may change, such as --num-devices and --accumulation-steps"
+        "where and how it runs may change, such as --num-devices and --accumulation-steps, and the "
+        "minibatch with --allow-batch-size-change"
     )
     assert (config.workdir / "config.json").read_text() == before
 
