@@ -21,7 +21,7 @@ import pytest
 from train.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.config import Config, UsageError
 from train.optimizer import make_optimizer
-from train.phases import Timeline
+from train.phases import Phase, Timeline
 from train.recipes import digits
 from train.state import TrainState
 from train.workers import make_workers
@@ -167,7 +167,7 @@ KILLED_WHILE_SAVING = """
 import os, pathlib, sys
 import jax.numpy as jnp
 from train.checkpoint import Checkpoints
-from train.phases import Timeline
+from train.phases import Phase, Timeline
 from train.recipes import digits
 from train.state import TrainState
 
@@ -286,6 +286,35 @@ def test_more_than_the_newest_may_be_damaged(copy: Path):
     remove(copy / "9" / "manifest.json")
     assert_same(restore(copy, make(0)), make(3))
     assert sorted(path.name for path in (copy / "damaged").iterdir()) == ["6", "9", "9.2"]
+
+
+def test_the_phases_are_those_of_the_checkpoint_that_is_restored(tmp_path: Path):
+    first = Phase(first_step=0, num_workers=4, batch_size_per_worker=16)
+    second = Phase(first_step=3, num_workers=8, batch_size_per_worker=16)
+    checkpoints = opened(tmp_path)
+    assert (checkpoints.newest_step, checkpoints.phases) == (0, ())
+    for step, phases in [(3, (first,)), (6, (first, second))]:
+        checkpoints.phases = phases
+        checkpoints.save(step, make(step), {})
+        checkpoints.close()
+        checkpoints = opened(tmp_path)
+        assert (checkpoints.newest_step, checkpoints.phases) == (step, phases)
+    checkpoints.close()
+    empty(tmp_path / "6" / "phases.json")
+    checkpoints = opened(tmp_path)
+    assert (checkpoints.newest_step, checkpoints.phases) == (3, (first,))
+    checkpoints.close()
+
+
+def test_a_checkpoint_from_before_there_were_phases_has_one(tmp_path: Path):
+    save(tmp_path, make(3))
+    remove(tmp_path / "3" / "phases.json")
+    manifest = json.loads((tmp_path / "3" / "manifest.json").read_text())
+    del manifest["sha256"]["phases.json"]
+    (tmp_path / "3" / "manifest.json").write_text(json.dumps(manifest))
+    checkpoints = opened(tmp_path)
+    checkpoints.close()
+    assert checkpoints.phases == (Phase(first_step=0, num_workers=8, batch_size_per_worker=16),)
 
 
 def test_an_empty_folder_and_a_file_are_no_checkpoints(copy: Path):

@@ -379,6 +379,8 @@ def test_a_finished_run_does_not_change(
         f"of {num_workers * 16} after its 60; a finished run cannot change\n"
     )
     assert (changed / "config.json").read_text() == config
+    assert main(["--workdir", str(changed), "--data-dir", str(digits_dir), *LARGE]) == 0
+    assert "already finished: 60 steps, 5568 images seen" in capsys.readouterr().out
 
 
 def test_a_run_without_a_checkpoint_begins_with_the_new_minibatch(tmp_path: Path):
