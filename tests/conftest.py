@@ -1,7 +1,12 @@
 """The settings under which every test runs: 8 simulated devices, and no silent promotion.
 
-Runs of the trainer in processes of their own are compiled as for users.
+Runs of the trainer in processes of their own are compiled as for users, and what one has compiled
+is there for the others, in a folder that goes with the tests.
 """
+
+import os
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -10,6 +15,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling costs more than running here
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+jax.config.update("jax_compilation_cache_dir", None)  # for this process keeps nothing
+IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+if IS_FIRST:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 
 # Each file's tests stay on one core, so the longest files must not come last.
 LONGEST_FIRST = ["test_loop.py", "test_step.py", "test_processes.py", "test_fine_tuning.py"]
@@ -23,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return names.index(item.path.name)
 
     items.sort(key=rank)
+
+
+def pytest_unconfigure() -> None:
+    """Delete what was compiled, when the processes that share it have ended."""
+    if IS_FIRST:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"])

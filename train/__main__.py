@@ -6,6 +6,7 @@ import sys
 import tyro
 
 from train import command_line
+from train.compilation_cache import keep_compiled
 from train.config import Config
 from train.launchers import join_processes
 from train.recipes import RECIPES
@@ -41,6 +42,7 @@ def main(args: list[str]) -> int:
         config = parse(args)
         command_line.simulate_devices(config.num_devices)
         join_processes(config)
+        keep_compiled(config.compilation_cache_dir)
         # Imported when JAX knows its devices, and not for --help.
         from train.loop import run
         from train.seeds import run_seeds

@@ -10,6 +10,7 @@ import tyro
 
 from train import command_line
 from train.checkpoint import load_network
+from train.compilation_cache import keep_compiled
 from train.config import Config, UsageError
 from train.corrupt import CorruptImages
 from train.evaluation import error_rates, predict
@@ -37,6 +38,9 @@ class Options:
     max_corrupt_images: int | None = None
     """How many images that cannot be decoded may be left out; as in the run if left out."""
 
+    compilation_cache_dir: Path | None = None
+    """Where compiled programs are kept; as for `python -m train` if left out."""
+
     num_devices: int | None = None
     """Simulate this many CPU devices; left out, all devices of the machine are used."""
 
@@ -47,6 +51,7 @@ def main(args: list[str]) -> int:
     def command() -> int:
         options = command_line.parse(lambda: tyro.cli(Options, prog=PROG, args=args))
         command_line.simulate_devices(options.num_devices)
+        keep_compiled(options.compilation_cache_dir)
         return _evaluate(options)
 
     return command_line.run(PROG, command)

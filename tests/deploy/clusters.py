@@ -66,6 +66,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in os.environ:
             if name.startswith(("JAX_", "XLA_", "SLURM_")):
                 patch.delenv(name)
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
         patch.chdir(ROOT)
         yield
 
