@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from train import command_line
-from train.config import Config, Model, UsageError
+from train.config import Config, UsageError
 from train.cost_model import (
     CHIPS,
     Schedule,
@@ -29,11 +29,9 @@ from train.cost_model import (
     read_schedule,
     torus_all_reduce_seconds,
 )
+from train.memory import StepOptions, abstract_state, compile_step
 from train.optimizer import make_optimizer
-from train.recipes import RECIPES
-from train.state import TrainState, initial_state
-from train.step import abstract_minibatch, make_steps
-from train.workers import Workers, make_workers
+from train.workers import make_workers
 
 PROG = "python -m train.pod"
 BASE = 8  # devices to which efficiencies refer, as in the paper
@@ -44,33 +42,15 @@ NUM_EXAMPLES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(StepOptions):
     """Predict memory, time and scaling of a training step on TPU slices, or on GPUs."""
-
-    recipe: Annotated[Literal["digits", "fashion-mnist", "imagenet", "tfds"], tyro.conf.Positional]
-    """Whose step it is."""
 
     topology: tuple[str, ...] = ()
     """Slices to compile for, such as v5e:16x16, v4:4x4x4, v5p:4x4x4 or v6e:8x8, of one kind; the
     one of 8 chips is compiled too, as what the others are compared with."""
 
-    workers_per_device: int = 1
-    """Workers on each chip or GPU: k grows with the devices."""
-
     batch_size_per_worker: int = 32
     """n: images per worker."""
-
-    accumulation_steps: int = 1
-    """Parts in which a minibatch goes through a device."""
-
-    model: Model | None = None
-    """The recipe's if left out."""
-
-    image_size: int | None = None
-    """The recipe's if left out."""
-
-    num_classes: int = 1000
-    """Of the data set."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the network's arithmetic."""
@@ -114,12 +94,12 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check what can be checked at once."""
+        super().__post_init__()
         if bool(self.topology) == (self.step_seconds is not None):
             raise UsageError("give either --topology or --step-seconds")
         for name in (
-            "workers_per_device", "num_classes", "clock_hz", "hbm_bytes", "link_bandwidth",
-            "num_links", "step_seconds", "gpus_per_node", "intra_node_bandwidth",
-            "inter_node_bandwidth",
+            "clock_hz", "hbm_bytes", "link_bandwidth", "num_links", "step_seconds",
+            "gpus_per_node", "intra_node_bandwidth", "inter_node_bandwidth",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -138,16 +118,7 @@ class Options:
 
     def config(self, num_devices: int) -> Config:
         """The run on so many devices."""
-        config = RECIPES[self.recipe]()
-        return dataclasses.replace(
-            config,
-            num_workers=num_devices * self.workers_per_device,
-            batch_size_per_worker=self.batch_size_per_worker,
-            accumulation_steps=self.accumulation_steps,
-            model=self.model or config.model,
-            image_size=self.image_size or config.image_size,
-            dtype=self.dtype,
-        )
+        return self.run_of(num_devices, self.batch_size_per_worker)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,8 +216,12 @@ def _tpus(options: Options) -> tuple[dict[str, float], list[Prediction]]:
     predictions = []
     for name, devices in sorted(slices.items(), key=lambda item: len(item[1])):
         print(f"compiling for {name}: minutes", flush=True)
-        schedule, memory = compile_step(options.config(len(devices)), options.num_classes, devices)
-        predictions.append(predict_slice(name, schedule, memory, options, assumptions))
+        config = options.config(len(devices))
+        schedule = config.large_minibatch_recipe(NUM_EXAMPLES).schedule()
+        program, memory = compile_step(config, options.num_classes, schedule, devices)
+        predictions.append(
+            predict_slice(name, read_schedule(program.as_text()), memory.step, options, assumptions)
+        )
     return assumptions, predictions
 
 
@@ -277,37 +252,6 @@ def slice_devices(topology: str) -> list[Any]:
             "-e '.[train,pod]'"
         ) from None
     return list(described.devices)
-
-
-def compile_step(config: Config, num_classes: int, devices: list[Any]) -> tuple[Schedule, int]:
-    """Compile a run's training step for devices; return its schedule and the bytes of a device."""
-    workers = make_workers(config, devices)
-    optimizer = make_optimizer(
-        config.large_minibatch_recipe(NUM_EXAMPLES).schedule(), config.optimizer
-    )
-    state = abstract_state(config, num_classes, optimizer, workers)
-    steps = make_steps(config, num_classes, optimizer, workers)
-    program = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
-    memory = program.memory_analysis()
-    # The new state takes the place of the old.
-    num_bytes = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    return read_schedule(program.as_text()), num_bytes
-
-
-def abstract_state(
-    config: Config, num_classes: int, optimizer: Any, workers: Workers
-) -> TrainState:
-    """Shapes, types and shardings of the state before the first step."""
-    shapes = jax.eval_shape(lambda: initial_state(config, num_classes, optimizer, workers))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=workers.replicated), shapes
-    )
 
 
 def predict_slice(

@@ -46,6 +46,7 @@ ORDER = [
     "__main__",
     "inspect",
     "cost_model",
+    "memory",
     "pod",
 ]
 
