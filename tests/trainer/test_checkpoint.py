@@ -207,8 +207,10 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path: Path):
         params = {"w": jnp.full(1000, step, jnp.float32)}
         return TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
 
-    assert_same(restore(tmp_path, like(0)), like(1))
-    save(tmp_path, like(3))
+    checkpoints = opened(tmp_path)
+    assert_same(checkpoints.restore(like(0)), like(1))
+    checkpoints.save(3, like(3), {})
+    checkpoints.close()
     assert_same(restore(tmp_path, like(0)), like(3))
     assert steps_in(tmp_path) == [1, 3]  # the remains are cleared away: they were no checkpoint
 
