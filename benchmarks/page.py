@@ -101,8 +101,7 @@ def step(readings: dict[str, Any], tried: dict[str, Any]) -> str:
 `python benchmarks/step.py` says in its first lines what is compared and how. {machine["device"]},
 {machine["cores"]} cores of {machine["cpu"]}; medians of {readings["rounds"]} rounds that take
 turns, and of the ratios within each. {packages}. Where the load before is not near 0, clock and CPU
-time disagree, and nothing is to be concluded from a rival's ratio. No figure of a GPU has been
-measured yet.
+time disagree, and nothing is to be concluded from a rival's ratio.
 
 {tables}
 
@@ -156,22 +155,151 @@ In {tried["unit"]}:
 {attempts(tried)}"""
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
+def end_to_end(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """From JPEGs to updated parameters."""
+    machine = readings["hardware"]
+    shared = (
+        "\n\nThe cores that decode are those that compute: what decoding takes from the step shows "
+        "in the\nrates, and is no waiting."
+        if machine["platform"] == "cpu"
+        else ""
+    )
+    return f"""## From JPEGs to updated parameters
+
+`python benchmarks/end_to_end.py` says in its first lines what is measured and how.
+{machine["device"]}, {machine["cores"]} cores of {machine["cpu"]}; medians of
+{readings["rounds"]} rounds.
+
+{end_to_end_table(readings["settings"])}{shared}"""
+
+
+def end_to_end_table(settings: list[dict[str, Any]]) -> str:
+    """Rates of the parts and of the whole."""
+    header = ["images a second", "input pipeline", "step", "both", "bound by", "device waits"]
+    header += ["by the host alone", "load before"]
+    return table(
+        header,
+        (
+            [
+                f"{r['model']}, {r['dtype']}, {r['image_size']}×{r['image_size']}, minibatch "
+                f"{r['batch_size']}",
+                f"{r['pipeline_images_per_second']:,.1f}",
+                f"{r['step_images_per_second']:,.1f}",
+                f"{r['images_per_second']:,.1f}",
+                r["bound_by"],
+                f"{r['waited_percent']:.2f} %",
+                f"{r['waited_percent_step_alone']:.2f} %",
+                f"{r['load_average_before']:.1f}",
+            ]
+            for r in settings
+        ),
+    )
+
+
+def gpu(readings: dict[str, Any] | None, tried: dict[str, Any]) -> str:
+    """One GPU; there may be no readings yet."""
+    title = "## One GPU\n\n`python benchmarks/gpu.py` says in its first lines what is measured."
+    if readings is None or readings["hardware"]["platform"] == "cpu":
+        title += " No figure of a GPU has\nbeen measured yet."
+    if readings is None:
+        return title
+    machine = readings["hardware"]
+    packages = ", ".join(f"{name} {of}" for name, of in readings["versions"].items() if of)
+    parts = [
+        title,
+        f"{machine['device']}, {machine['cores']} cores of {machine['cpu']}; {packages}.",
+    ]
+    measured = readings["parts"]
+    bounds = measured.get("bounds", {})
+    if settings := measured.get("step", {}).get("settings"):
+        parts.append(gpu_steps(settings, bounds))
+    if "images_per_second" in bounds:
+        parts.append(gpu_bounds(bounds))
+    if shares := measured.get("profile", {}).get("shares"):
+        rows = ([kind, f"{100 * share:.1f} %"] for kind, share in shares.items())
+        parts.append(table(["the device's time in a step", "share"], rows))
+    if "images_per_second" in measured.get("end_to_end", {}):
+        parts.append(end_to_end_table([measured["end_to_end"]]))
+    if "num_steps" in (saved := measured.get("checkpointing", {})):
+        parts.append(
+            f"`{saved['command']}`, {saved['num_steps']:,} steps with a checkpoint every "
+            f"{saved['checkpoint_every_steps']}: {saved['seconds']:.0f} s. A checkpoint holds "
+            f"training up for {saved['save_seconds']:.2f} s, at most "
+            f"{saved['longest_save_seconds']:.2f}."
+        )
+    if "num_steps" in (digits := measured.get("digits", {})):
+        parts.append(
+            f"`python -m train`, {digits['num_steps']} steps on the digits: "
+            f"{digits['seconds']:.0f} s, error {100 * digits['top1_error']:.2f} %."
+        )
+    parts += [f"{name} failed: {of['error']}" for name, of in measured.items() if "error" in of]
+    return "\n\n".join(parts)
+
+
+def gpu_bounds(bounds: dict[str, Any]) -> str:
+    """What the device could do, beside what it does."""
+    rows: list[tuple[str, str]] = [
+        ("images a second", f"{bounds['images_per_second']:,.0f}"),
+        ("GFLOP an image of the model", f"{bounds['model_flops_per_image'] / 1e9:.1f}"),
+        ("the same of the program, by XLA's count", f"{bounds['xla_flops_per_image'] / 1e9:.1f}"),
+        ("MFU", f"{100 * bounds['mfu']:.1f} %" if bounds["mfu"] else "peak unknown"),
+        ("MB an image, by XLA's count", f"{bounds['bytes_per_image'] / 1e6:,.0f}"),
+        ("GB a second that a copy moves", f"{bounds['copy_bytes_per_second'] / 1e9:,.0f}"),
+        (
+            "images a second at that bandwidth",
+            f"{bounds['bandwidth_bound_images_per_second']:,.0f}",
+        ),
+    ]
+    return table([f"minibatch {bounds['batch_size']}", ""], rows)
+
+
+def gpu_steps(settings: list[dict[str, Any]], bounds: dict[str, Any]) -> str:
+    """Every subject at every minibatch."""
+    ours = {
+        setting["batch_size"]: setting["subjects"]["optax-warmup"]["images_per_second"]
+        for setting in settings
+        if "optax-warmup" in setting["subjects"]
+    }
+    peak = bounds.get("peak_flops")
+    rows: list[list[object]] = []
+    for setting in settings:
+        batch_size = setting["batch_size"]
+        for name, reading in setting["subjects"].items():
+            rate = reading["images_per_second"]
+            row: list[object] = [f"{batch_size}: {name}", f"{rate:,.0f}"]
+            row.append(
+                f"{100 * rate * bounds['model_flops_per_image'] / peak:.1f} %" if peak else ""
+            )
+            row.append(f"{rate / ours[batch_size]:.2f}" if batch_size in ours else "")
+            rows.append(row)
+    header = ["minibatch", "images a second", "of the peak (MFU)", "÷ optax-warmup"]
+    missing = [
+        f"{name} is missing at {setting['batch_size']}: {why}"
+        for setting in settings
+        for name, why in setting["missing"].items()
+    ]
+    return "\n\n".join([table(header, rows), *missing])
+
+
+# The readings of a GPU may not be there.
+SECTIONS: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "input_pipeline": input_pipeline,
     "schedule": schedule,
     "step": step,
+    "end_to_end": end_to_end,
+    "gpu": gpu,
 }
 
 
 def page() -> str:
     """The whole page."""
     tried = json.loads((FOLDER / "tried.json").read_text(encoding="utf-8"))
-    sections = [
-        section(
-            json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), tried.get(name, {})
-        )
-        for name, section in SECTIONS.items()
-    ]
+    files = {name: FOLDER / f"{name}.json" for name in SECTIONS}
+    readings = {
+        name: json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        for name, file in files.items()
+    }
+    sections = [section(readings[name], tried.get(name, {})) for name, section in SECTIONS.items()]
     head = "# Measurements\n\nMade by `python benchmarks/page.py` of the readings in this folder."
     return "\n\n".join([head, *sections]) + "\n"
 
