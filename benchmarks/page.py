@@ -8,6 +8,7 @@ A new benchmark writes NAME.json and adds its section here.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -282,12 +283,35 @@ def gpu_steps(settings: list[dict[str, Any]], bounds: dict[str, Any]) -> str:
 
 
 # The readings of a GPU may not be there.
+def startup(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """From the command to the first step."""
+    seconds, machine = readings["seconds"], readings["hardware"]
+    packages = ", ".join(f"{name} {of}" for name, of in readings["versions"].items() if of)
+    starts = table(
+        ["seconds from the command until", "the plan is printed", "the first step is over"],
+        (
+            [name, f"{seconds[f'{start}_plan']:.1f}", f"{seconds[f'{start}_first_step']:.1f}"]
+            for name, start in (("nothing compiled", "cold"), ("compiled before", "warm"))
+        ),
+    )
+    return f"""## From the command to the first step
+
+`python benchmarks/startup.py` says in its first lines what is measured and how: the digits, on
+{machine["cores"]} cores of {machine["cpu"]}; medians of {readings["rounds"]} rounds, load before
+{statistics.median(readings["load_average_before"]):.1f}. {packages}.
+Python and its imports alone take {seconds["imports"]:.1f} seconds; opening the data and finding
+the devices take next to none, and a step milliseconds, so the rest is tracing and compiling, or loading what was compiled.
+
+{starts}"""
+
+
 SECTIONS: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "input_pipeline": input_pipeline,
     "schedule": schedule,
     "step": step,
     "end_to_end": end_to_end,
     "gpu": gpu,
+    "startup": startup,
 }
 
 
