@@ -300,7 +300,8 @@ def startup(readings: dict[str, Any], tried: dict[str, Any]) -> str:
 {machine["cores"]} cores of {machine["cpu"]}; medians of {readings["rounds"]} rounds, load before
 {statistics.median(readings["load_average_before"]):.1f}. {packages}.
 Python and its imports alone take {seconds["imports"]:.1f} seconds; opening the data and finding
-the devices take next to none, and a step milliseconds, so the rest is tracing and compiling, or loading what was compiled.
+the devices take next to none, and a step milliseconds, so the rest is tracing and compiling, or
+loading what was compiled.
 
 {starts}"""
 
