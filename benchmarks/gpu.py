@@ -398,13 +398,14 @@ def run_part(name: str, on_cpu: bool, folder: Path) -> dict[str, Any]:
     }
     if on_cpu:
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # to compile soon
-    out, err = folder / f"{name}.out", folder / f"{name}.err"
+    out, log = folder / f"{name}.json", folder / f"{name}.log"
+    command = [sys.executable, __file__, "--part", name, "--out", str(out)]
     start = time.perf_counter()
-    with out.open("w") as stdout, err.open("w") as stderr:
+    with log.open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, __file__, "--part", name, *(["--on-cpu"] if on_cpu else [])],
-            stdout=stdout,
-            stderr=stderr,
+            [*command, *(["--on-cpu"] if on_cpu else [])],
+            stdout=said,
+            stderr=said,
             env=environment,
             start_new_session=True,
         )
@@ -413,13 +414,19 @@ def run_part(name: str, on_cpu: bool, folder: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    lines = out.read_text().splitlines()
-    result = json.loads(lines[-1]) if lines else {}
-    if process.returncode < 0:
-        result["error"] = f"not done after {time.perf_counter() - start:.0f} s"
-    elif process.returncode:
-        result["error"] = ["", *err.read_text().strip().splitlines()][-1]
+            log.write_text(f"not done after {limit} s")
+    result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    if process.returncode:
+        lines = [f"exit code {process.returncode}", *log.read_text().strip().splitlines()]
+        result["error"] = lines[-1]
     return result | {"took_seconds": time.perf_counter() - start}
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write JSON whole, or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def main() -> int:
@@ -433,7 +440,7 @@ def main() -> int:
     if options.part:
         _, measure = PARTS[options.part]
         for result in measure(ON_CPU if options.on_cpu else ON_GPU):
-            print(json.dumps(result), flush=True)
+            write(options.out, result)
         return 0
     machine = step.hardware()
     on_cpu = machine["platform"] == "cpu"
@@ -451,7 +458,7 @@ def main() -> int:
         for name in options.parts:
             result = run_part(name, on_cpu, Path(folder))
             report["parts"][name] = result
-            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write(path, report)
             print(f"{name}: {result['took_seconds']:.0f} s", result.get("error", ""), flush=True)
     print(f"wrote {path}\n\n{page.gpu(report, {})}")
     return int(any("error" in result for result in report["parts"].values()))

@@ -140,6 +140,15 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(readings: dict[str, 
     assert 0 < checkpointing["longest_save_seconds"] < checkpointing["seconds"]
 
 
+def test_a_part_that_takes_too_long_is_ended(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setitem(gpu.PARTS, "step", (1, gpu.steps))
+    result = gpu.run_part("step", True, tmp_path)
+    assert result["error"] == "not done after 1 s"
+    assert "settings" not in result
+
+
 def page_with(readings: dict[str, Any], folder: Path) -> str:
     """The page as it is with these readings of a GPU beside the committed ones."""
     for file in (*BENCHMARKS.glob("*.json"), BENCHMARKS / "page.py"):
