@@ -145,29 +145,29 @@ class Timeline:
         milestones = self._milestone_steps
         steps = sorted({constant, *begins, *milestones, self.num_steps})
         parts: list[BatchSizePhase] = []
-        rate, warmup = self._config.base_learning_rate, 0.0
+        rate, warmup = self._config.base_learning_rate, 0
         for begin, end in itertools.pairwise(steps):
             recipe = self._recipes[sum(step <= begin for step in begins) - 1]
             if begin in begins:
                 is_warmed = (
                     self._config.warmup != "none" if begin else first.resolved_warmup == "gradual"
                 )
-                warmup = self._config.warmup_epochs if is_warmed else 0.0
-            length = (end - begin) / recipe.steps_per_epoch
+                warmup = _gradual_steps(recipe) if is_warmed else 0
+            length = end - begin
             factor = recipe.decay_factor ** sum(step <= begin for step in milestones)
             if begin < constant:
                 factor = self._config.base_learning_rate / recipe.peak_learning_rate
             rise = factor * recipe.peak_learning_rate - rate
-            ramp = min(warmup, length) if rise > 0 else 0.0
+            ramp = min(warmup, length) if rise > 0 else 0
             if 0 < ramp < warmup:  # the ramp goes on in the next part
                 factor = (rate + rise * ramp / warmup) / recipe.peak_learning_rate
             warmup -= min(warmup, length)
             rate = factor * recipe.peak_learning_rate
             parts.append(
                 BatchSizePhase(
-                    num_epochs=length,
+                    num_epochs=length / recipe.steps_per_epoch,
                     batch_size=recipe.batch_size,
-                    warmup_epochs=ramp,
+                    warmup_epochs=ramp / recipe.steps_per_epoch,
                     decay_factor=factor,
                 )
             )
@@ -255,6 +255,18 @@ def going_on(config: Config, num_examples: int, made: Sequence[Phase], step: int
     phase = _phase(config, step)
     is_same = bool(made) and dataclasses.replace(phase, first_step=made[-1].first_step) == made[-1]
     return Timeline(config, num_examples, made if is_same else (*made, phase))
+
+
+def _gradual_steps(recipe: LargeMinibatchRecipe) -> int:
+    """Steps that a gradual warmup takes at a recipe's minibatch, whatever its own warmup is."""
+    level = dataclasses.replace(
+        recipe,
+        warmup="gradual",
+        base_batch_size=recipe.batch_size,
+        num_epochs=max(recipe.num_epochs, recipe.warmup_epochs),
+        milestones=(),
+    )
+    return level.warmup_steps
 
 
 def _phase(config: Config, first_step: int) -> Phase:

@@ -178,6 +178,33 @@ def test_the_rates_are_those_that_the_slow_way_finds(data: Any):
     np.testing.assert_allclose(np.broadcast_to(applied, len(rates)), rates, rtol=2e-6)
 
 
+@given(st.data())
+@settings(deadline=None, derandomize=True, max_examples=20)
+def test_a_change_leaves_the_rates_before_it_as_they_were(data: Any):
+    sizes = data.draw(st.lists(st.integers(1, 16), min_size=2, max_size=2, unique=True))
+    fields: dict[str, Any] = {
+        "base_batch_size": 1, "num_epochs": 3, "warmup_epochs": data.draw(st.floats(0, 1.5)),
+        "milestones": (data.draw(st.floats(1.5, 2.9)),),
+    }  # fmt: skip
+    before = run_of(61, [(0, sizes[0])], **fields)
+    step = data.draw(st.integers(1, before.num_steps - 1))
+    after = run_of(61, [(0, sizes[0]), (step, sizes[1])], **fields)
+    if after.num_steps > step:
+        one, other = (timeline.schedule()(np.arange(step)) for timeline in (before, after))
+        np.testing.assert_allclose(
+            np.broadcast_to(one, step), np.broadcast_to(other, step), rtol=2e-6
+        )
+
+
+def test_a_milestone_between_two_phases_is_reached_where_the_second_begins():
+    fields: dict[str, Any] = {
+        "base_batch_size": 1, "base_learning_rate": 0.1, "warmup": "none", "num_epochs": 2,
+        "milestones": (0.74,),  # 8 of 11 steps before, 1 of 2 after
+    }  # fmt: skip
+    applied = run_of(11, [(0, 1), (8, 4)], **fields).schedule()(np.arange(10))
+    np.testing.assert_allclose(applied, [0.1] * 8 + [0.04] * 2, rtol=2e-6)
+
+
 def test_a_change_in_the_middle_of_a_constant_warmup_ends_it():
     fields: dict[str, Any] = {
         "base_batch_size": 2, "base_learning_rate": 0.1, "warmup": "constant", "warmup_epochs": 1,
