@@ -4,6 +4,8 @@ import dataclasses
 import json
 import statistics
 
+import jax
+
 from train.config import Config
 from train.loop import DONE, run
 from train.workdir import read_summary, write_whole
@@ -26,6 +28,8 @@ def run_seeds(config: Config) -> int:
     # Of one run there is no deviation.
     deviation = statistics.stdev(errors.values()) if len(errors) > 1 else None
     score = {"top1_error_mean": mean, "top1_error_std": deviation, "top1_error": errors}
+    if jax.process_index() != 0:
+        return DONE
     write_whole(config.workdir / "seeds.json", json.dumps(score, indent=2) + "\n")
     spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
     print(

@@ -10,7 +10,10 @@ from train.__main__ import main
 
 
 def test_seeds_are_scored_together(
-    digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     flags = ["--num-epochs", "3", "--warmup-epochs", "1", "--milestones", "2", "--seeds", "5", "7"]
     command = [*flags, "--workdir", str(tmp_path / "runs"), "--data-dir", str(digits_dir)]
@@ -38,3 +41,9 @@ def test_seeds_are_scored_together(
     second_said = capsys.readouterr().out
     assert second_said.count("already finished") == 2
     assert second_said.splitlines()[-1] == first_said.splitlines()[-1]
+
+    (tmp_path / "runs/seeds.json").unlink()
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    assert main(command) == 0  # of several processes the first writes and speaks for all
+    assert not (tmp_path / "runs/seeds.json").exists()
+    assert capsys.readouterr().out == ""
