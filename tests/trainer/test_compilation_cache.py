@@ -61,10 +61,16 @@ def test_the_next_process_finds_it_in_the_users_folder_for_caches(tmp_path: Path
     assert compile_one(**home) == (0, 1)
     assert compile_one(**home) == (1, 0)
     assert len(programs(tmp_path / ".cache" / "optax-warmup")) == 1
-    assert compile_one(**home, JAX_ENABLE_COMPILATION_CACHE="false") == (0, 0)
     elsewhere = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
     assert compile_one(**elsewhere) == (0, 1)
     assert len(programs(tmp_path / "caches" / "optax-warmup")) == 1
+
+
+def test_it_can_be_switched_off(tmp_path: Path):
+    off = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    assert compile_one(HOME=str(tmp_path), XDG_CACHE_HOME="", **off) == (0, 0)
+    assert compile_one(NAMED=str(tmp_path / "named"), **off) == (0, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_named_takes_its_place(tmp_path: Path):
