@@ -346,15 +346,7 @@ def checkpointing(sizes: Sizes) -> Iterator[dict[str, Any]]:
         lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
     records = [record for record in map(json.loads, lines) if "train/seconds" in record]
-    images_per_step = records[-1]["train/num_examples_seen"] / records[-1]["step"]
-    # The rate leaves saves out, the seconds do not.
-    saves = [
-        after["train/seconds"]
-        - before["train/seconds"]
-        - (after["step"] - before["step"]) * images_per_step / after["train/images_per_second"]
-        for before, after in itertools.pairwise(records)
-        if before["step"] % every == 0
-    ]
+    saves = save_seconds(records, every)
     yield {
         "command": " ".join(["python -m train", *sizes.checkpointing]),
         "num_steps": summary["num_steps"],
@@ -364,6 +356,25 @@ def checkpointing(sizes: Sizes) -> Iterator[dict[str, Any]]:
         "save_seconds": statistics.median(saves),
         "longest_save_seconds": max(saves),
     }
+
+
+def save_seconds(records: list[dict[str, Any]], every: int) -> list[float]:
+    """How long each save held training up, by the records around it.
+
+    Their rate leaves saves out, their seconds do not.
+
+    Args:
+        records: of metrics.jsonl.
+        every: so many steps a checkpoint was saved.
+    """
+    images_per_step = records[-1]["train/num_examples_seen"] / records[-1]["step"]
+    return [
+        after["train/seconds"]
+        - before["train/seconds"]
+        - (after["step"] - before["step"]) * images_per_step / after["train/images_per_second"]
+        for before, after in itertools.pairwise(records)
+        if before["step"] % every == 0
+    ]
 
 
 def digits(sizes: Sizes) -> Iterator[dict[str, Any]]:

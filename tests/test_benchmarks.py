@@ -149,6 +149,21 @@ def test_a_part_that_takes_too_long_is_ended(
     assert "settings" not in result
 
 
+def test_a_save_takes_what_the_steps_around_it_do_not(gpu: Any):
+    rows = [(10, 1.0, 200.0), (20, 2.5, 200.0), (30, 3.0, 400.0), (40, 5.0, 100.0)]
+    records = [
+        {
+            "step": step,
+            "train/seconds": seconds,
+            "train/images_per_second": rate,
+            "train/num_examples_seen": 20 * step,
+        }
+        for step, seconds, rate in rows
+    ]
+    assert gpu.save_seconds(records, 10) == [0.5, 0.0, 0.0]
+    assert gpu.save_seconds(records, 20) == [0.0]
+
+
 def page_with(readings: dict[str, Any], folder: Path) -> str:
     """The page as it is with these readings of a GPU beside the committed ones."""
     for file in (*BENCHMARKS.glob("*.json"), BENCHMARKS / "page.py"):
