@@ -6,6 +6,7 @@ minibatch is divided among the workers, so more of them with more accumulation s
 
 import contextlib
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -160,14 +161,16 @@ def largest_that_fits(num_bytes: Callable[[int], float], limit: int) -> int:
             fits = n
         else:
             too_large = n
-        near = sorted((abs(size - limit), m) for m, size in known.items() if size < float("inf"))
+        near = sorted((abs(size - limit), m) for m, size in known.items() if size < math.inf)
         n = (fits + too_large) // 2 if too_large < sys.maxsize else 2 * fits
         if len(near) > 1:
             (_, one), (_, other) = near[:2]
             slope = (known[one] - known[other]) / (one - other)
             if slope > 0:
                 n = one + int((limit - known[one]) // slope)
-        n = min(max(n, fits + 1), too_large - 1)
+        n = max(n, fits + 1)
+        if n >= too_large:
+            n = too_large - 1 if known[too_large] < math.inf else (fits + too_large) // 2
     return fits
 
 
@@ -226,7 +229,7 @@ def _search(options: Options) -> int:
             if "RESOURCE_EXHAUSTED" not in str(error):  # said by the compiler for TPUs
                 raise
             print(f"{n:>15}  the compiler finds no room", flush=True)
-            return float("inf")
+            return math.inf
         tried[n] = memory
         parts = (memory.state, memory.activations, memory.training - memory.step + memory.minibatch)
         cells = [n, *map(gigabytes, (*parts, memory.training))]

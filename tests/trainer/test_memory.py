@@ -30,8 +30,15 @@ def test_few_compilations_find_it(largest: int):
 
 def test_it_is_found_where_bytes_jump_or_nobody_knows_them():
     assert largest_that_fits(lambda n: n if n < 50 else 10 * n, 60) == 49
-    assert largest_that_fits(lambda n: n if n < 45 else math.inf, 1000) == 44
     assert largest_that_fits(lambda n: 10 + n, 10) == 0
+    tried: list[int] = []
+
+    def num_bytes(n: int) -> float:
+        tried.append(n)
+        return n if n < 45 else math.inf
+
+    assert largest_that_fits(num_bytes, 1000) == 44
+    assert len(tried) <= 8
 
 
 def test_a_step_holds_the_state_the_minibatch_and_its_activations():
