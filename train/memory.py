@@ -184,7 +184,8 @@ def memory_of(device: Any, num_devices: int) -> tuple[int, str]:
         return limit, f"{device.device_kind}: JAX's bytes_limit"
     if device.platform == "cpu":
         with contextlib.suppress(OSError):  # no Linux
-            return available_bytes() // num_devices, "memory that is available on this machine"
+            whose = "available here; XLA's libraries for CPUs take some beside what is counted"
+            return available_bytes() // num_devices, whose
     raise UsageError(f"nobody says what memory {device.device_kind} has; give --memory-bytes")
 
 
