@@ -3,9 +3,9 @@
     python benchmarks/startup.py [--rounds 5] [--out benchmarks/startup.json]
 
 Each round starts `python -m train` twice with a folder for compiled programs: cold, where it is
-empty, and warm, where it holds what the first start has compiled. Looked at from the outside: the time
-until the first record of metrics.jsonl is there, which is written while the second step runs. On
-the way there are two marks: when `import train.loop` has ended in a process of its own, and when
+empty, and warm, where it holds what the first start has compiled. Looked at from the outside: the
+time until the first record of metrics.jsonl is there, which is written while the second step runs.
+On the way there are two marks: when `import train.loop` has ended in a process of its own, and when
 the run prints its plan, with the data open and the devices known. The data are prepared before.
 """
 
