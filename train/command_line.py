@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -58,7 +57,8 @@ def _one_line(box: str) -> str:
 def run(prog: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; a mistake or Ctrl-C is one line, no traceback."""
     logging.getLogger("absl").addFilter(_is_not_orbax)
-    sys.excepthook = _show
+    if sys.unraisablehook is sys.__unraisablehook__:  # and nobody else listens
+        sys.unraisablehook = _show
     try:
         return command()
     except UsageError as error:
@@ -97,10 +97,10 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Show an exception that nobody caught, but not those of writes that one before them ended."""
-    if str(error) != "Event loop is closed":  # of asyncio, for tensorstore's other files
-        sys.__excepthook__(kind, error, traceback)
+def _show(ignored: Any) -> None:
+    """Show an error in a callback, but not those of writes that one before them ended."""
+    if str(ignored.exc_value) != "Event loop is closed":  # asyncio's, for tensorstore's other files
+        sys.__unraisablehook__(ignored)
 
 
 def simulate_devices(num_devices: int | None) -> None:

@@ -60,13 +60,10 @@ def start(digits_dir: Path) -> Callable[..., "subprocess.Popen[str]"]:
 
 
 def end_of(run: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and the last line of what was said of an error.
-
-    Before it tensorstore's own threads may complain of an event loop that a failed save has closed.
-    """
+    """Exit code, and all that was said of an error."""
     try:
         said = run.communicate(timeout=SECONDS)[1]
-        return run.returncode, "".join(said.splitlines(keepends=True)[-1:])
+        return run.returncode, said
     finally:
         run.kill()
 
