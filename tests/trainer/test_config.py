@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
     "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
     "max_corrupt_images": 6, "on_nonfinite": "skip", "max_nonfinite_steps": 3,
-    "compilation_cache_dir": Path("compiled"), **CLUSTER,
+    "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True, **CLUSTER,
 }  # fmt: skip
 
 # Where a run goes on is a matter of the machine; all else is the experiment.
@@ -33,7 +33,8 @@ OF_THE_MACHINE = {
     "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
-    "max_corrupt_images", "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir", *CLUSTER,
+    "max_corrupt_images", "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
+    "allow_batch_size_change", *CLUSTER,
 }  # fmt: skip
 
 
