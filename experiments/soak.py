@@ -121,7 +121,7 @@ def environment(cache: Path, *, compiles: bool = False) -> dict[str, str]:
     """Of a run that finds what was compiled before in a folder, or compiles anew."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     if compiles:
-        return clean | {"COLUMNS": "120"}
+        return clean | {"COLUMNS": "120", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     return clean | {
         "COLUMNS": "120",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
