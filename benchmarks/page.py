@@ -282,7 +282,6 @@ def gpu_steps(settings: list[dict[str, Any]], bounds: dict[str, Any]) -> str:
     return "\n\n".join([table(header, rows), *missing])
 
 
-# The readings of a GPU may not be there.
 def startup(readings: dict[str, Any], tried: dict[str, Any]) -> str:
     """From the command to the first step."""
     seconds, machine = readings["seconds"], readings["hardware"]
@@ -306,6 +305,82 @@ loading what was compiled.
 {starts}"""
 
 
+def checkpoint(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """What a save costs."""
+    saving, first = readings["saving"], readings["first_minibatch"]
+    rows = [
+        ("a step", f"{saving['step_s']:.1f} s"),
+        ("a save holds training up for", f"{saving['blocked_s']:.2f} s"),
+        ("the same in steps, median", f"{saving['blocked_steps']:.3f}"),
+        ("the same in steps, most", f"{saving['blocked_steps_most']:.3f}"),
+        ("a step while a save is written, over one alone", saving["step_while_writing_ratio"]),
+        ("until it is on the disk", f"{saving['save_until_on_disk_s']:.1f} s"),
+        ("comparing its digests", f"{saving['open_and_compare_digests_s']:.2f} s"),
+        ("loading the state", f"{saving['restore_s']:.2f} s"),
+        ("the first minibatch from step 0", f"{first['from_step_0_s']:.3f} s"),
+        ("the same from step 1,000,000", f"{first['from_step_1000000_s']:.3f} s"),
+    ]
+    rows = [(name, f"{of:.2f}" if isinstance(of, float) else of) for name, of in rows]
+    return f"""## What a checkpoint costs
+
+`python -m benchmarks.checkpoint`: ResNet-50 with momentum, {saving["bytes"] / 1e6:.0f} MB on disk,
+minibatches of 32 images of 224 pixels. {readings["device"]}, {readings["cores"]} cores, jax
+{readings["jax"]}, load {readings["load_average"]:.1f}.
+
+{table([f"medians of {len(saving['rounds'])} rounds", ""], rows)}"""
+
+
+def weak_scaling(readings: dict[str, Any] | None, tried: dict[str, Any]) -> str:
+    """One process on a core, two on two."""
+    title = "## One process on one core, two on two\n\n`python benchmarks/weak_scaling.py`"
+    if readings is None:
+        return f"{title} has not been read yet."
+    size = readings["image_size"]
+    rows = (
+        [
+            name,
+            f"{statistics.median(rates):.2f}",
+            f"{readings.get(f'efficiency_{name}', 1.0):.3f}",
+        ]
+        for name, rates in readings["images_per_second"].items()
+    )
+    rounds = len(readings["images_per_second"]["one"])
+    return f"""{title}: ResNet-50, {size}×{size}, n = 32,
+float32, processes that are pinned to a core. Medians of {rounds} rounds that take turns, load
+before {readings["load_before"]:.1f}. "apart" are two runs that do not know of each other: what they
+lose is the machine's.
+
+{table(["", "images a second", "efficiency"], rows)}"""
+
+
+def pod(readings: dict[str, Any], tried: dict[str, Any]) -> str:
+    """What the TPU compiler expects."""
+    forms, overlap = readings["forms"], readings["overlap"]
+    packages = ", ".join(f"{name} {of}" for name, of in readings["versions"].items())
+    form_rows = (
+        [
+            row["form"],
+            f"{row['cycles']:.2f}",
+            row["all_reduces"],
+        ]
+        for row in forms["rows"]
+    )
+    overlap_rows = (
+        [row["options"], f"{row['cycles']:,}", row["all_reduces"], row["async"]]
+        for row in overlap["rows"]
+    )
+    return f"""## The step of a TPU that is not there
+
+`python -m train.pod imagenet --topology v5e:2x4`, {packages}; [docs/pods.md](../docs/pods.md) has
+the predictions. In {forms["unit"]}:
+
+{table(["form of the step", "cycles", "all-reduces"], form_rows)}
+
+Whether the reduction can be hidden behind the backward pass. {overlap["unit"]}:
+
+{table(["options of the compiler, all true", "cycles", "all-reduces", "async"], overlap_rows)}"""
+
+
 SECTIONS: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "input_pipeline": input_pipeline,
     "schedule": schedule,
@@ -313,6 +388,9 @@ SECTIONS: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "end_to_end": end_to_end,
     "gpu": gpu,
     "startup": startup,
+    "checkpoint": checkpoint,
+    "weak_scaling": weak_scaling,
+    "pod": pod,
 }
 
 

@@ -20,6 +20,10 @@ from train.input_pipeline import SOUND, Examples
 from train.state import TrainState, make_network
 from train.workers import Workers
 
+# Of the compiler, by the kind of device. A v5e has 128 MiB of fast memory, of which a fusion gets
+# 16: with 32 a step of ResNet-50 is expected to take 4 % fewer cycles (benchmarks/README.md).
+COMPILER_OPTIONS = {"TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"}}
+
 NO_CLASS = -2  # predicted where the logits are not finite; the label of no image, nor of padding
 
 
@@ -130,9 +134,14 @@ def make_steps(
         return workers.map_over_minibatch(predictions_of_part, (params, batch_stats), minibatch)
 
     whole, divided = workers.replicated, workers.divided
+    device_kind = workers.mesh.devices.flat[0].device_kind
     return Steps(
         train=jax.jit(
-            train_step, in_shardings=(whole, divided), out_shardings=whole, donate_argnums=0
+            train_step,
+            in_shardings=(whole, divided),
+            out_shardings=whole,
+            donate_argnums=0,
+            compiler_options=COMPILER_OPTIONS.get(device_kind),
         ),
         evaluate=jax.jit(
             evaluation_step, in_shardings=(whole, whole, divided), out_shardings=whole
