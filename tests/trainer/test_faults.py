@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,11 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
 ):
     workdir, last_step = folder / "moved", 2 * EPOCH_STEPS
     flags = [*FLAGS, "--num-steps", str(last_step)]
-    bounds, devices = [0], [8, 4, 2, 1, 4]
-    for step, num_devices in zip([2, 4, 8, 11], devices, strict=False):
+    bounds = [0]
+    lives = [["8"], ["4"], ["2", "--accumulation-steps", "2"], ["1"]]
+    for step, devices in zip([2, 4, 8, 11], lives, strict=True):
         code, said = stop_at(
-            workdir, [*flags, "--num-devices", str(num_devices)], folder / "compiled", step
+            workdir, [*flags, "--num-devices", *devices], folder / "compiled", step
         )
         assert code == 75, said
         stopped = re.search(r"stopped after step (\d+) .* the same command goes on\n$", said)
@@ -108,17 +110,28 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
         assert bounds[-1] == 0 or f"resuming after step {bounds[-1]}\n" in said
         bounds.append(int(stopped[1]))
     bounds.append(last_step)
-    accumulating = ["--num-devices", "4", "--accumulation-steps", "2"]
-    end = start(
-        workdir, [*flags, *accumulating], environment(folder / "compiled"), folder / "end.txt"
-    )
-    assert end.wait() == 0, (folder / "end.txt").read_text()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    flags += ["--num-devices", "4", "--coordinator-address", address, "--num-processes", "2"]
+    outputs = [folder / f"process-{number}.txt" for number in range(2)]
+    processes = [
+        start(
+            workdir,
+            [*flags, "--process-id", str(number)],
+            environment(folder / "compiled"),
+            output,
+        )
+        for number, output in enumerate(outputs)
+    ]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.wait(timeout=300) == 0, output.read_text()
     for record, expected in zip(records(workdir), records(undisturbed)[:last_step], strict=True):
         assert record["step"] == expected["step"]
         assert record["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
 
     # The images that these lives were fed, put together, are those of one life on one device.
-    config = parse([*flags, "--workdir", str(workdir), "--data-dir", str(digits_dir)])
+    config = parse([*FLAGS, "--workdir", str(workdir), "--data-dir", str(digits_dir)])
     dataset = open_dataset(config)
 
     def merged(parts: jax.Array) -> np.ndarray:
@@ -131,7 +144,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
 
     moved = (
         minibatch
-        for first, last, num_devices in zip(bounds, bounds[1:], devices, strict=False)
+        for first, last, num_devices in zip(bounds, bounds[1:], [8, 4, 2, 1, 8], strict=True)
         for minibatch in minibatches(first, last, num_devices)
     )
     for minibatch, same in zip(moved, minibatches(0, last_step, 1), strict=True):

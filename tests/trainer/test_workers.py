@@ -76,3 +76,24 @@ def test_differentiating_inside_reduces_once_outside():
         np.float32(0.5), workers.to_devices(rows)
     )
     np.testing.assert_allclose(got, (rows * np.cos(0.5 * rows)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_is_reduced_is_one_array_where_that_is_faster(joined: bool):
+    workers = dataclasses.replace(layout(8, 1), joins_reduction=joined)
+    rows = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+
+    def function(weights: jax.Array, part: jax.Array) -> dict[str, jax.Array]:
+        each = part * weights[None]
+        return {"matrix": each.T @ each, "vector": each.sum(0), "scalar": each.sum()}
+
+    program = jax.jit(lambda w, x: workers.sum_over_minibatch(function, w, x)).lower(
+        np.arange(3, dtype=np.float32), workers.to_devices(rows)
+    )
+    assert program.as_text().count("stablehlo.all_reduce") == (1 if joined else 3)
+    got = program.compile()(np.arange(3, dtype=np.float32), workers.to_devices(rows))
+    each = rows.astype(np.float64) * np.arange(3)
+    expected = {"matrix": each.T @ each, "vector": each.sum(0), "scalar": each.sum()}
+    for name, array in got.items():
+        assert array.shape == expected[name].shape
+        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5)
