@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
 
     moved = (
         minibatch
-        for first, last, num_devices in zip(bounds, bounds[1:], [8, 4, 2, 1, 8], strict=True)
+        for (first, last), num_devices in zip(pairwise(bounds), [8, 4, 2, 1, 8], strict=True)
         for minibatch in minibatches(first, last, num_devices)
     )
     for minibatch, same in zip(moved, minibatches(0, last_step, 1), strict=True):
