@@ -183,7 +183,12 @@ class Timeline:
         if len(self.phases) == 1:
             return self._recipes[0].describe()
         plan = self.batch_size_phases()
-        steps = [0, *plan.boundaries, self.num_steps - 1]
+        begins = [0, *plan.boundaries]
+        warm = [
+            begin + round(part.warmup_epochs * (self._num_examples // part.batch_size))
+            for begin, part in zip(begins, plan.phases, strict=True)
+        ]
+        steps = sorted({*begins, *warm, self.num_steps - 1})
         rates = np.asarray(self.schedule()(np.asarray(steps)))
         return "\n".join(
             [
