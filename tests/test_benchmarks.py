@@ -143,9 +143,9 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(readings: dict[str, 
 def test_a_part_that_takes_too_long_is_ended(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setitem(gpu.PARTS, "step", (1, gpu.steps))
+    monkeypatch.setitem(gpu.PARTS, "step", (0.1, gpu.steps))
     result = gpu.run_part("step", True, tmp_path)
-    assert result["error"] == "not done after 1 s"
+    assert result["error"] == "not done after 1.0 s"
     assert "settings" not in result
 
 

@@ -104,7 +104,13 @@ def _show(ignored: Any) -> None:
 
 
 def simulate_devices(num_devices: int | None) -> None:
-    """Make JAX use this many simulated CPU devices, if any are asked for; before its first use."""
+    """Make JAX use this many simulated CPU devices, if any are asked for; before its first use.
+
+    Raises:
+        UsageError: if there are to be none.
+    """
     if num_devices is not None:
+        if num_devices < 1:
+            raise UsageError(f"--num-devices is {num_devices}; it must be at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", num_devices)

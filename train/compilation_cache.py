@@ -53,7 +53,8 @@ def keep_compiled(folder: Path | None) -> None:
 def _use(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # may it be written?
-    _shrink(folder)
+    if not jax.distributed.is_initialized():  # or one process would take what another has found
+        _shrink(folder)
     _heal(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # XLA would keep a folder of its own there for GPUs, and end the run if it cannot write it.
@@ -63,7 +64,10 @@ def _use(folder: Path) -> None:
 def _shrink(folder: Path) -> None:
     """Delete what was used longest ago; JAX's own bound wants locks, which some homes lack."""
     num_bytes = 0
-    programs = [(path.stat(), path) for path in folder.glob("*-cache")]
+    programs: list[tuple[os.stat_result, Path]] = []
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another run has just deleted it
+            programs.append((path.stat(), path))
     for status, path in sorted(programs, key=lambda program: -program[0].st_atime):
         num_bytes += status.st_size
         if num_bytes > MAX_BYTES:

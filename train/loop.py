@@ -64,7 +64,6 @@ def run(config: Config) -> int:
         if summary := finished(config, last_step):
             display.say(f"already {outcome(config.workdir, summary)}")
             return DONE
-        together(lambda: keep_config(config))
         display.say(plan(config, timeline, dataset, workers))
         return _train(
             config, dataset, timeline, workers, last_step, checkpoints, held, display, stop
@@ -99,6 +98,7 @@ def _train(
             "this run has already made"
         )
     forget_summary(config)
+    together(lambda: keep_config(config))
     train_step = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
     corrupt = CorruptImages(config, dataset, first_step, config.workdir / "corrupt_images.jsonl")
     report = Report(config, timeline, last_step, log, display, corrupt, first_step)

@@ -183,7 +183,7 @@ def memory_of(device: Any, num_devices: int) -> tuple[int, str]:
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return limit, f"{device.device_kind}: JAX's bytes_limit"
     if device.platform == "cpu":
-        with contextlib.suppress(OSError):  # no Linux
+        with contextlib.suppress(OSError, ValueError):  # no Linux
             whose = "available here; XLA's libraries for CPUs take some beside what is counted"
             return available_bytes() // num_devices, whose
     raise UsageError(f"nobody says what memory {device.device_kind} has; give --memory-bytes")
@@ -213,9 +213,10 @@ def main(args: list[str]) -> int:
 
 def _search(options: Options) -> int:
     devices = jax.devices()
-    limit, whose = memory_of(devices[0], len(devices))
     if options.memory_bytes is not None:
         limit, whose = options.memory_bytes, "--memory-bytes"
+    else:
+        limit, whose = memory_of(devices[0], len(devices))
     tried: dict[int, StepMemory] = {}
     print(f"{options.workers_per_device} worker(s) on each of {len(devices)} device(s); limit: "
           f"{gigabytes(limit)} ({whose})")  # fmt: skip

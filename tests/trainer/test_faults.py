@@ -84,6 +84,7 @@ def stop_at(workdir: Path, flags: list[str], cache: Path, step: int) -> tuple[in
     Returns:
         Its exit code and what it said.
     """
+    step = max(step, newest_record(workdir) + 1)  # or a record of the life before would do
     output = workdir.with_suffix(".txt")
     process = start(workdir, flags, environment(cache), output)
     deadline = time.monotonic() + 300

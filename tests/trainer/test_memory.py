@@ -79,6 +79,7 @@ def test_the_command_says_which_n_fits_and_why(capsys: pytest.CaptureFixture[str
     [
         (["--memory-bytes", "1000"], 1, "not even n = 1 fits"),
         (["--workers-per-device", "0"], 2, "--workers-per-device is 0"),
+        (["--num-devices", "0"], 2, "--num-devices is 0; it must be at least 1"),
         (["--accumulation-steps", "3"], 2, "8 × 3"),
     ],
 )
