@@ -136,7 +136,7 @@ class BatchSizePhases:
                     f"phases[{i}].num_epochs must make at least one step, got {phase.num_epochs}"
                 )
             before, rate = self._rates[i : i + 2]
-            if self._warmup_steps[i] and rate < before:
+            if self.warmup_steps[i] and rate < before:
                 raise ValueError(
                     f"phases[{i}].warmup_epochs must be 0 where the rate goes down, from {before} "
                     f"to {rate}, got {phase.warmup_epochs}"
@@ -199,7 +199,7 @@ class BatchSizePhases:
             # A phase without warmup may also go down, and then has no ramp to start anywhere.
             gradual_warmup(before if steps else rate, rate, steps, dtype=dtype)
             for (before, rate), steps in zip(
-                itertools.pairwise(self._rates), self._warmup_steps, strict=True
+                itertools.pairwise(self._rates), self.warmup_steps, strict=True
             )
         ]
         return sequence(parts, self.boundaries)
@@ -243,7 +243,8 @@ class BatchSizePhases:
         )
 
     @property
-    def _warmup_steps(self) -> tuple[int, ...]:
+    def warmup_steps(self) -> tuple[int, ...]:
+        """Steps of the warmup with which each phase begins."""
         return tuple(
             steps_in(phase.warmup_epochs, self.num_examples // phase.batch_size)
             for phase in self.phases

@@ -184,10 +184,7 @@ class Timeline:
             return self._recipes[0].describe()
         plan = self.batch_size_phases()
         begins = [0, *plan.boundaries]
-        warm = [
-            begin + round(part.warmup_epochs * (self._num_examples // part.batch_size))
-            for begin, part in zip(begins, plan.phases, strict=True)
-        ]
+        warm = [begin + steps for begin, steps in zip(begins, plan.warmup_steps, strict=True)]
         steps = sorted({*begins, *warm, self.num_steps - 1})
         rates = np.asarray(self.schedule()(np.asarray(steps)))
         return "\n".join(
