@@ -27,7 +27,7 @@ SECONDS = 300  # for anything; a slow machine has other work too
 # A whole run, long enough to be stopped in its middle.
 FLAGS = [
     *("--num-workers", "2", "--num-epochs", "6", "--warmup-epochs", "1"),
-    *("--milestones", "3", "5", "--log-every-steps", "5", "--checkpoint-every-steps", "2"),
+    *("--milestones", "3", "5", "--log-every-steps", "5", "--checkpoint-every-steps", "5"),
 ]
 
 
