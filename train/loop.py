@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 
 import jax
+import optax
 
 from train.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.cluster import agree, together
@@ -22,8 +24,8 @@ from train.phases import Timeline, going_on
 from train.plots import plot_curves
 from train.reader import on_devices
 from train.report import Report
-from train.state import initial_state, params_digest, transplant
-from train.step import abstract_minibatch, make_steps
+from train.state import TrainState, initial_state, params_digest, transplant
+from train.step import Steps, abstract_minibatch, make_steps
 from train.stop import StopOnSignal
 from train.workdir import claim, finished, forget_summary, keep_config, write_whole
 from train.workers import Workers, make_workers
@@ -31,8 +33,18 @@ from train.workers import Workers, make_workers
 DONE, STOPPED = 0, 75
 
 
-def run(config: Config) -> int:
+def run(
+    config: Config,
+    *,
+    optimizer: Callable[..., optax.GradientTransformation] = make_optimizer,
+    start: Callable[..., TrainState] = initial_state,
+) -> int:
     """Train in the workdir, from where an earlier run on it stopped.
+
+    Args:
+        config: of the run.
+        optimizer: called as `make_optimizer`, whose place another may take in an experiment.
+        start: called as `initial_state`, likewise. The workdir does not know of either.
 
     Returns:
         The exit code: `DONE`, or `STOPPED` by a signal after saving.
@@ -65,9 +77,13 @@ def run(config: Config) -> int:
             display.say(f"already {outcome(config.workdir, summary)}")
             return DONE
         display.say(plan(config, timeline, dataset, workers))
+        transformation = optimizer(timeline.schedule(), config.optimizer)
+        steps = make_steps(config, dataset.num_classes, transformation, workers)
         return _train(
-            config, dataset, timeline, workers, last_step, checkpoints, held, display, stop
-        )
+            config, dataset, timeline, workers, steps,
+            lambda: start(config, dataset.num_classes, transformation, workers),
+            last_step, checkpoints, held, display, stop,
+        )  # fmt: skip
 
 
 def _train(
@@ -75,15 +91,15 @@ def _train(
     dataset: Dataset,
     timeline: Timeline,
     workers: Workers,
+    steps: Steps,
+    start: Callable[[], TrainState],
     last_step: int,
     checkpoints: Checkpoints,
     held: contextlib.ExitStack,
     display: Display,
     stop: StopOnSignal,
 ) -> int:
-    optimizer = make_optimizer(timeline.schedule(), config.optimizer)
-    steps = make_steps(config, dataset.num_classes, optimizer, workers)
-    state = initial_state(config, dataset.num_classes, optimizer, workers)
+    state = start()
     if restored := checkpoints.restore(like=state):
         state = restored
     elif config.init_from is not None:

@@ -1,0 +1,63 @@
+"""Train one of the compared trials, as the trainer's own command would.
+
+python -m experiments.trial kn-1024-gradual --seed 0
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from experiments.plan import TRIALS, Trial
+from train import command_line
+from train.compilation_cache import keep_compiled
+from train.config import Config, UsageError
+
+PROG = "python -m experiments.trial"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train one of the compared trials."""
+
+    name: tyro.conf.Positional[str]
+    """Of the trial, such as kn-1024."""
+
+    seed: int = 0
+    """Of its run."""
+
+    workdir: Path = Path("runs/experiments")
+    """Folder in which the run has a folder of its own."""
+
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps prepared data; its own default if left out."""
+
+
+def config_of(trial: Trial, options: Options) -> Config:
+    """Configure the run of a trial with a seed."""
+    workdir = options.workdir / trial.name / f"seed-{options.seed}"
+    return dataclasses.replace(
+        trial.config, workdir=workdir, seed=options.seed, data_dir=options.data_dir
+    )
+
+
+def main(args: list[str]) -> int:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
+        options = command_line.parse(lambda: tyro.cli(Options, prog=PROG, args=args))
+        if options.name not in TRIALS:
+            raise UsageError(f"there is no trial {options.name}; there are {', '.join(TRIALS)}")
+        trial = TRIALS[options.name]
+        config = config_of(trial, options)
+        keep_compiled(config.compilation_cache_dir)
+        from train.loop import run  # with JAX set up
+
+        return run(config, optimizer=trial.optimizer, start=trial.start)
+
+    return command_line.run(PROG, command)
+
+
+if __name__ == "__main__":
+    command_line.end(main(sys.argv[1:]))
