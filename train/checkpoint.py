@@ -317,4 +317,6 @@ def versions() -> dict[str, str]:
 
 
 def _as_dict(state: TrainState) -> dict[str, object]:
-    return {name: getattr(state, name) for name in ("step", "params", "batch_stats", "opt_state")}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    # None is not written: without the noise scale a checkpoint is what it was before there was one.
+    return {name: value for name, value in fields.items() if value is not None}

@@ -129,6 +129,10 @@ class Config:
     seeds: tuple[int, ...] = ()
     """Make one run for each of these seeds, in WORKDIR/seed-N, and score them together."""
 
+    noise_scale: bool = False
+    """Log the gradient noise scale, in images, as train/noise_scale: past it larger minibatches
+    save fewer and fewer steps. It takes two devices or accumulation steps, or more."""
+
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
 

@@ -76,6 +76,7 @@ def _evaluate(options: Options) -> int:
         ),
         num_workers=jax.device_count(),
         accumulation_steps=1,
+        noise_scale=False,
     )
     dataset = open_dataset(config)
     workers = make_workers(config)

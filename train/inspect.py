@@ -85,7 +85,11 @@ def first_examples(dataset: Dataset, config: Config) -> tuple[Examples, Examples
     def one_worker(num_images: int) -> tuple[Dataset, Config, Any]:
         # The first images of a run are the same for any number of workers.
         small = dataclasses.replace(
-            config, num_workers=1, batch_size_per_worker=num_images, accumulation_steps=1
+            config,
+            num_workers=1,
+            batch_size_per_worker=num_images,
+            accumulation_steps=1,
+            noise_scale=False,
         )
         return dataset, small, make_workers(small, jax.devices()[:1])
 

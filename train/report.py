@@ -1,5 +1,6 @@
 """What a run says of its steps: one record every few updates, read one update late."""
 
+import math
 import statistics
 import time
 
@@ -88,7 +89,7 @@ class Report:
         if values.is_finite and step % self._config.log_every_steps and not self.ends_epoch(step):
             return {}
         images_per_second = self._clock.steps_per_second(step) * self._config.batch_size
-        return {
+        record: Record = {
             "step": step,
             "epoch": self._timeline.epoch(step),
             "train/loss": float(values.loss) if values.is_finite else None,
@@ -100,6 +101,10 @@ class Report:
             "train/num_examples_seen": self._timeline.num_examples_seen(step),
             "train/seconds": time.perf_counter() - self._began,
         }
+        if values.noise_scale is not None:
+            noise_scale = float(values.noise_scale)
+            record["train/noise_scale"] = noise_scale if math.isfinite(noise_scale) else None
+        return record
 
     def write(self, record: Record) -> None:
         """Write a record, unless it is empty."""

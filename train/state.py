@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from train.config import Config, UsageError
+from train.noise_scale import NoiseScale, no_estimate
 from train.resnet import ARCHITECTURES, ResNet
 from train.workers import Workers
 
@@ -27,6 +28,8 @@ class TrainState:
     """Running averages of batch normalisation, float32."""
     opt_state: optax.OptState
     """Of the optimizer."""
+    noise_scale: NoiseScale | None = None
+    """Moving averages of its estimates; None where it is not asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ def initial_state(
             params=params,
             batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
             opt_state=optimizer.init(params),
+            noise_scale=no_estimate() if config.noise_scale else None,
         )
 
     return jax.jit(make, out_shardings=workers.replicated)()

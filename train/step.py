@@ -17,6 +17,7 @@ from optax_warmup import current_learning_rate
 from train.config import Config
 from train.images import normalize
 from train.input_pipeline import SOUND, Examples
+from train.noise_scale import estimate, moved
 from train.state import TrainState, make_network
 from train.workers import Workers
 
@@ -38,6 +39,8 @@ class StepMetrics(NamedTuple):
     """Images in whose place others stood."""
     is_finite: jax.Array
     """Whether the loss and all of the state after the update are finite."""
+    noise_scale: jax.Array | None
+    """In images, over the last updates; NaN where it cannot be told, None where not asked for."""
 
 
 class Predictions(NamedTuple):
@@ -94,18 +97,26 @@ def make_steps(
         return loss, (new_stats, errors, num_corrupt)
 
     def gradients_of_part(constants: Any, part: Examples) -> Any:
-        return jax.value_and_grad(loss_of_part, has_aux=True)(*constants, part)
+        outcome, gradients = jax.value_and_grad(loss_of_part, has_aux=True)(*constants, part)
+        squares = optax.tree.norm(gradients, squared=True) if config.noise_scale else None
+        return outcome, gradients, squares
 
     def train_step(state: TrainState, minibatch: Examples) -> tuple[TrainState, StepMetrics]:
-        (loss, (batch_stats, errors, num_corrupt)), gradients = workers.sum_over_minibatch(
+        (loss, (batch_stats, errors, num_corrupt)), gradients, squares = workers.sum_over_minibatch(
             gradients_of_part, (state.params, state.batch_stats), minibatch
         )
+        noise_scale = state.noise_scale
+        if noise_scale is not None:
+            squared_norm = optax.tree.norm(gradients, squared=True)
+            new = estimate(squared_norm, squares, workers.num_parts, workers.batch_size)
+            noise_scale = moved(noise_scale, new)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
+            noise_scale=noise_scale,
         )
         # What is not finite in a gradient is not finite in the parameters either; to look through
         # the whole state would take a TPU 4 % of a step.
@@ -120,7 +131,8 @@ def make_steps(
         error = errors / workers.batch_size
         rate = current_learning_rate(opt_state)
         num_corrupt = num_corrupt.astype(jnp.int32)
-        return new_state, StepMetrics(loss, error, rate, num_corrupt, is_finite)
+        noise_scale = None if new_state.noise_scale is None else new_state.noise_scale.images
+        return new_state, StepMetrics(loss, error, rate, num_corrupt, is_finite, noise_scale)
 
     def predictions_of_part(constants: Any, part: Examples) -> Predictions:
         params, batch_stats = constants

@@ -174,6 +174,11 @@ def make_workers(config: Config, devices: Sequence[Any] | None = None) -> Worker
             f"--num-workers is {config.num_workers}; it must be a multiple of devices × "
             f"accumulation steps = {num_devices} × {config.accumulation_steps} = {parts}"
         )
+    if config.noise_scale and parts < 2:
+        raise UsageError(
+            f"--noise-scale compares parts of a minibatch, and devices × accumulation steps is "
+            f"{parts}; it must be at least 2: take --accumulation-steps 2 or more"
+        )
     return Workers(
         num_workers=config.num_workers,
         batch_size_per_worker=config.batch_size_per_worker,

@@ -25,7 +25,8 @@ OTHER: dict[str, Any] = {
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
     "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
     "max_corrupt_images": 6, "on_nonfinite": "skip", "max_nonfinite_steps": 3,
-    "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True, **CLUSTER,
+    "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True,
+    "noise_scale": True, **CLUSTER,
 }  # fmt: skip
 
 # Where a run goes on is a matter of the machine; all else is the experiment.

@@ -25,6 +25,7 @@ ORDER = [
     "convolution",
     "resnet",
     "optimizer",
+    "noise_scale",
     "state",
     "step",
     "checkpoint",

@@ -62,7 +62,7 @@ def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
     """Of a pixel of 1 only the variance is not finite; of 255, loss and gradients too."""
     config = dataclasses.replace(
         digits(), num_workers=2, batch_size_per_worker=2, mean=(0.0,), std=(1e-38,),
-        on_nonfinite="skip",
+        on_nonfinite="skip", noise_scale=True,
     )  # fmt: skip
     workers = make_workers(config, jax.devices()[:2])
     optimizer = make_optimizer(optax.linear_schedule(0.1, 0.05, 4))
@@ -84,7 +84,7 @@ def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
     (without, all_finite), (skipped, finite) = train(0, 0), train(0, level, 0, level)
     assert (all_finite, finite) == ([True, True], [True, False, True, False])
     assert (without.step, skipped.step) == (2, 4)
-    for name in ("params", "batch_stats", "opt_state"):
+    for name in ("params", "batch_stats", "opt_state", "noise_scale"):
         jax.tree.map(np.testing.assert_array_equal, getattr(skipped, name), getattr(without, name))
 
 
