@@ -233,7 +233,7 @@ def test_one_part_has_nothing_to_be_compared_with(
 ):
     one_device = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one_device)
-    config = digits_config(noise_scale=True)
+    config = digits_config(noise_scale=True, num_steps=1)
     with pytest.raises(UsageError) as error:
         run(config)
     assert str(error.value) == (
