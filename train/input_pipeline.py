@@ -230,11 +230,9 @@ def training_minibatches(
         first = position + worker * n
         order = epoch_order(config.seed, epoch, num_examples)
         rows = _padding(n, config)
-        examples = order[first : first + n].tolist()
-        # At once, which takes half the time for small images.
-        records = dataset.train.__getitems__(examples)
-        for row, (example, record) in enumerate(zip(examples, records, strict=True)):
+        for row, example in enumerate(order[first : first + n].tolist()):
             rng = example_rng(config.seed, epoch, example)
+            record = dataset.train[example]
             try:
                 image = decode(record["image"], num_channels=len(config.mean))
             except ValueError as error:
@@ -263,9 +261,8 @@ def evaluation_minibatches(
     def load(step: int, worker: int) -> Examples:
         first = step * kn + worker * n
         rows = _padding(n, config)
-        examples = range(first, min(first + n, num_examples))
-        records = dataset.evaluation.__getitems__(examples) if examples else []
-        for row, (example, record) in enumerate(zip(examples, records, strict=True)):
+        for row, example in enumerate(range(first, min(first + n, num_examples))):
+            record = dataset.evaluation[example]
             try:
                 image = decode(record["image"], num_channels=len(config.mean))
             except ValueError:
