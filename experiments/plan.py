@@ -51,32 +51,30 @@ def base(batch_size: int) -> str:
     return f"kn-{batch_size}"
 
 
-def with_warmup(batch_size: int, warmup: str) -> str:
-    """Name the trial with another warmup."""
-    return f"kn-{batch_size}-{warmup}"
+def variant(batch_size: int, what: str) -> str:
+    """Name the trial at kn that differs from `base` in one thing."""
+    return f"kn-{batch_size}-{what}"
 
 
 def with_rate(batch_size: int, rate: float) -> str:
     """Name the trial with another rate of the reference, scaled linearly."""
-    return base(batch_size) if rate == RATE else f"kn-{batch_size}-rate-{rate:g}"
-
-
-def with_sqrt(batch_size: int) -> str:
-    """Name the trial with square-root scaling."""
-    return f"kn-{batch_size}-sqrt"
+    return base(batch_size) if rate == RATE else variant(batch_size, f"rate-{rate:g}")
 
 
 ALL_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 LARGER = tuple(size for size in ALL_SIZES if size > REFERENCE)
 LARGE_RATES = (RATE / 2, RATE, 2 * RATE)
-SQRT_SIZES = (16, 256, 512, 1024, 2048)
+SQRT_SIZES = (256, 512, 1024, 2048)
 
 
 def _trials() -> list[Trial]:
     trials = [Trial(base(kn), f"kn = {kn}", setting(kn)) for kn in ALL_SIZES]
-    for kn, warmup in [*((kn, "none") for kn in LARGER), (512, "constant"), (1024, "constant")]:
+    for kn, warmup in [
+        *((kn, "none") for kn in LARGER),
+        *((kn, "constant") for kn in (LARGE, 2 * LARGE)),
+    ]:
         title = f"kn = {kn}, {'no' if warmup == 'none' else warmup} warmup"
-        trials += [Trial(with_warmup(kn, warmup), title, setting(kn, warmup=warmup))]
+        trials += [Trial(variant(kn, warmup), title, setting(kn, warmup=warmup))]
     trials += [
         Trial(
             with_rate(kn, rate),
@@ -90,31 +88,35 @@ def _trials() -> list[Trial]:
     # The rate that the trainer's linear rule gives for another base is the one that is wanted.
     trials += [
         Trial(
-            with_sqrt(kn),
+            variant(kn, "sqrt"),
             f"kn = {kn}, rate scaled by √k",
             setting(kn, base_batch_size=variants.sqrt_base(kn, REFERENCE)),
         )
         for kn in SQRT_SIZES
     ]
     trials += [
-        Trial("kn-512-fixed", "kn = 512, rate not scaled", setting(LARGE, base_batch_size=LARGE))
+        Trial(
+            variant(LARGE, "fixed"),
+            f"kn = {LARGE}, rate not scaled",
+            setting(LARGE, base_batch_size=LARGE),
+        )
     ]
     for kn in (REFERENCE, LARGE):
         trials += [
-            Trial(f"kn-{kn}-gamma-1", f"kn = {kn}, γ = 1 everywhere", setting(kn),
+            Trial(variant(kn, "gamma-1"), f"kn = {kn}, γ = 1 everywhere", setting(kn),
                   start=variants.gamma_one),
-            Trial(f"kn-{kn}-whole-bn", f"kn = {kn}, BN over the minibatch",
+            Trial(variant(kn, "whole-bn"), f"kn = {kn}, BN over the minibatch",
                   setting(kn, num_workers=1, batch_size_per_worker=kn, accumulation_steps=1)),
-            Trial(f"kn-{kn}-noise-scale", f"kn = {kn}, noise scale logged",
+            Trial(variant(kn, "noise-scale"), f"kn = {kn}, noise scale logged",
                   setting(kn, noise_scale=True, accumulation_steps=4)),
         ]  # fmt: skip
     rates = setting(LARGE).large_minibatch_recipe(NUM_EXAMPLES).schedule()
     trials += [
-        Trial("kn-512-eq-10", "kn = 512, eq. 10 without correction", setting(LARGE),
+        Trial(variant(LARGE, "eq-10"), f"kn = {LARGE}, eq. 10 without correction", setting(LARGE),
               optimizer=variants.eq_10),
-        Trial("kn-512-eq-10-corrected", "kn = 512, eq. 10 with correction", setting(LARGE),
-              optimizer=variants.eq_10_corrected),
-        Trial("kn-512-scaled-loss", "kn = 512, loss scaled instead of the rate",
+        Trial(variant(LARGE, "eq-10-corrected"), f"kn = {LARGE}, eq. 10 with correction",
+              setting(LARGE), optimizer=variants.eq_10_corrected),
+        Trial(variant(LARGE, "scaled-loss"), f"kn = {LARGE}, loss scaled instead of the rate",
               setting(LARGE, base_batch_size=LARGE), optimizer=variants.ScaledLoss(rates)),
     ]  # fmt: skip
     return trials
@@ -131,7 +133,7 @@ EXPERIMENTS = {
     "warmup": Experiment(
         "Warmup at the large minibatch (Table 1, figure 2)",
         (
-            base(REFERENCE), with_warmup(LARGE, "none"), with_warmup(LARGE, "constant"),
+            base(REFERENCE), variant(LARGE, "none"), variant(LARGE, "constant"),
             base(LARGE),
         ),
         5,
@@ -140,36 +142,37 @@ EXPERIMENTS = {
         "Error against the minibatch (figures 1 and 3)",
         (
             *(base(kn) for kn in ALL_SIZES),
-            *(with_warmup(kn, "none") for kn in LARGER),
-            with_warmup(1024, "constant"),
-            *(with_sqrt(kn) for kn in SQRT_SIZES),
+            *(variant(kn, "none") for kn in LARGER),
+            variant(2 * LARGE, "constant"),
+            *(variant(kn, "sqrt") for kn in SQRT_SIZES),
         ),
-        2,
+        1,
     ),
     "rate": Experiment(
         "The rate of the large minibatch (Table 2a)",
         (
             *(with_rate(LARGE, rate) for rate in LARGE_RATES),
-            "kn-512-fixed", with_sqrt(LARGE),
+            variant(LARGE, "fixed"), variant(LARGE, "sqrt"),
         ),
-        2,
+        1,
     ),
     "initialisation": Experiment(
         "γ = 1 in every batch normalisation (Table 2b)",
-        (base(REFERENCE), base(LARGE), "kn-64-gamma-1", "kn-512-gamma-1"),
-        2,
+        (base(REFERENCE), base(LARGE), variant(REFERENCE, "gamma-1"), variant(LARGE, "gamma-1")),
+        1,
     ),
     "pitfalls": Experiment(
         "Batch normalisation, momentum correction and the loss's scale (sections 2.3 and 3)",
         (
-            base(REFERENCE), base(LARGE), "kn-64-whole-bn", "kn-512-whole-bn",
-            "kn-512-eq-10-corrected", "kn-512-eq-10", "kn-512-scaled-loss",
+            base(REFERENCE), variant(REFERENCE, "whole-bn"),
+            base(LARGE), variant(LARGE, "whole-bn"), variant(LARGE, "eq-10-corrected"),
+            variant(LARGE, "eq-10"), variant(LARGE, "scaled-loss"),
         ),
-        2,
+        1,
     ),
     "noise-scale": Experiment(
         "The gradient noise scale (McCandlish et al. 2018)",
-        ("kn-64-noise-scale", "kn-512-noise-scale"),
+        (variant(REFERENCE, "noise-scale"), variant(LARGE, "noise-scale")),
         1,
     ),
 }  # fmt: skip

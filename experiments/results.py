@@ -2,47 +2,37 @@
 
     {"trial": ..., "config": {field: value, ...}, "runs": {seed: {...}, ...}}
 
-`config` has the fields that differ from the recipe `fashion-mnist`. A run has its `top1_error` (the
+`config` has all fields on which numbers depend, but for the seed. A run has its `top1_error` (the
 median of the last five epochs, as all errors a fraction), `test_error` and `train_error` as pairs
-of epoch and error, `noise_scale` likewise where it was logged, `params_digest`, `num_steps`,
-`seconds` of training and `versions`; a run whose loss was not finite has `diverged` with what the
-trainer said, in the place of the errors.
+of epoch and error, `noise_scale` likewise where it was logged (in images, null where it could not
+be told), `params_digest`, `num_steps`, `seconds` of training and `versions`; a run whose loss was
+not finite has `diverged` with what the trainer said, and `versions`.
 """
 
-import dataclasses
-import itertools
+import importlib.metadata
 import json
-import statistics
+import math
+import platform
 from pathlib import Path
 from typing import Any
 
 from experiments.plan import Trial
 from train.config import RESUMABLE_FIELDS, UsageError
-from train.metrics import Record, read_records
-from train.recipes import RECIPES
+from train.metrics import means, read_records
 from train.workdir import read_summary, write_whole
 
 Run = dict[str, Any]
 
-BINS_PER_EPOCH = 10  # single minibatches are noisy: of the training errors in each the mean is kept
+BINS_PER_EPOCH = 10
+
+# Where and how a run is made; no number depends on it.
+NOT_KEPT = RESUMABLE_FIELDS | {"seed", "seeds"}
 
 
-def changes(trial: Trial) -> dict[str, Any]:
-    """Fields in which a trial differs from the trainer's recipe, as JSON has them."""
-    recipe = dataclasses.asdict(RECIPES["fashion-mnist"]())
-    mine = dataclasses.asdict(trial.config)
-    differing = {name: value for name, value in mine.items() if value != recipe[name]}
-    return json.loads(json.dumps(differing))
-
-
-def command(trial: Trial) -> str:
-    """The trainer's command line for a trial, as far as flags say what it is."""
-    words = ["python -m train fashion-mnist"]
-    for name, value in changes(trial).items():
-        flag = "--" + name.replace("_", "-")
-        values = value if isinstance(value, list) else [value]
-        words.append(flag if value is True else " ".join([flag, *(f"{v}" for v in values)]))
-    return " ".join(words)
+def fields_of(trial: Trial) -> dict[str, Any]:
+    """The configuration of a trial, as JSON has it."""
+    fields = json.loads(trial.config.to_json())
+    return {name: value for name, value in fields.items() if name not in NOT_KEPT}
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -67,8 +57,8 @@ def check(folder: Path, trial: Trial) -> None:
     path = path_of(folder, trial.name)
     if not path.exists():
         return
-    kept, now = json.loads(path.read_text())["config"], changes(trial)
-    names = (kept.keys() | now.keys()) - RESUMABLE_FIELDS  # on which numbers depend
+    kept, now = json.loads(path.read_text())["config"], fields_of(trial)
+    names = kept.keys() | now.keys()
     if differing := sorted(name for name in names if kept.get(name) != now.get(name)):
         raise UsageError(
             f"{path} holds runs of another configuration, which differs in "
@@ -81,15 +71,18 @@ def keep(folder: Path, trial: Trial, seed: int, run: Run) -> None:
     runs = runs_of(folder, trial.name) | {seed: run}
     path = path_of(folder, trial.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fields = {
-        "trial": trial.name,
-        "config": changes(trial),
-        "runs": {str(seed): runs[seed] for seed in sorted(runs)},
-    }
-    write_whole(path, _json(fields))
+    # One line for each part of a run, so that differences can be read.
+    lines = ",\n".join(
+        f'  "{seed}": {{\n'
+        + ",\n".join(f'   "{name}": {json.dumps(value)}' for name, value in runs[seed].items())
+        + "\n  }"
+        for seed in sorted(runs)
+    )
+    head = f' "trial": "{trial.name}",\n "config": {json.dumps(fields_of(trial))},'
+    write_whole(path, f'{{\n{head}\n "runs": {{\n{lines}\n }}\n}}\n')
 
 
-def collect(workdir: Path, versions: dict[str, str]) -> Run:
+def collect(workdir: Path) -> Run:
     """Sum up a finished run."""
     summary = read_summary(workdir)
     records = read_records(workdir / "metrics.jsonl")
@@ -100,34 +93,29 @@ def collect(workdir: Path, versions: dict[str, str]) -> Run:
             for record in records
             if "eval/top1_error" in record
         ],
-        "train_error": _binned(records, "train/top1_error"),
+        "train_error": [
+            [round(epoch, 3), float(f"{error:.4g}")]
+            for epoch, error in means(records, "train/top1_error", BINS_PER_EPOCH)
+        ],
         "num_steps": summary["num_steps"],
         "params_digest": summary["params_digest"],
         "seconds": round(records[-1]["train/seconds"]),
-        "versions": versions,
+        "versions": versions(),
     }
-    if noise_scale := _binned(records, "train/noise_scale"):
-        run["noise_scale"] = noise_scale
+    # An average already: the last one of each part of an epoch.
+    logged = {
+        math.ceil(record["epoch"] * BINS_PER_EPOCH): record
+        for record in records
+        if "train/noise_scale" in record
+    }
+    if logged:
+        run["noise_scale"] = [
+            [round(record["epoch"], 3), record["train/noise_scale"]] for record in logged.values()
+        ]
     return run
 
 
-def _binned(records: list[Record], name: str) -> list[list[float]]:
-    """Mean of a metric over each tenth of an epoch, with the epoch of its last record."""
-    known = [record for record in records if record.get(name) is not None]
-    groups = itertools.groupby(known, lambda r: -int(-r["epoch"] * BINS_PER_EPOCH // 1))
-    return [
-        [round(group[-1]["epoch"], 3), float(f"{statistics.mean(r[name] for r in group):.4g}")]
-        for group in (list(records) for _, records in groups)
-    ]
-
-
-def _json(fields: dict[str, Any]) -> str:
-    """Lay out JSON with one line for each innermost list or object's value."""
-    runs = ",\n".join(
-        f'  "{seed}": {{\n'
-        + ",\n".join(f'   "{name}": {json.dumps(value)}' for name, value in run.items())
-        + "\n  }"
-        for seed, run in fields["runs"].items()
-    )
-    head = ",\n".join(f' "{name}": {json.dumps(fields[name])}' for name in ("trial", "config"))
-    return f'{{\n{head},\n "runs": {{\n{runs}\n }}\n}}\n'
+def versions() -> dict[str, str]:
+    """Of what numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")}
+    return {"python": platform.python_version(), **packages}

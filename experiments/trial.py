@@ -1,6 +1,6 @@
 """Train one of the compared trials, as the trainer's own command would.
 
-python -m experiments.trial kn-1024-gradual --seed 0
+python -m experiments.trial kn-512-none --seed 0
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import tyro
 
-from experiments.plan import TRIALS, Trial
+from experiments.plan import TRIALS
 from train import command_line
 from train.compilation_cache import keep_compiled
-from train.config import Config, UsageError
+from train.config import UsageError
 
 PROG = "python -m experiments.trial"
 
@@ -34,12 +34,9 @@ class Options:
     """Where tensorflow-datasets keeps prepared data; its own default if left out."""
 
 
-def config_of(trial: Trial, options: Options) -> Config:
-    """Configure the run of a trial with a seed."""
-    workdir = options.workdir / trial.name / f"seed-{options.seed}"
-    return dataclasses.replace(
-        trial.config, workdir=workdir, seed=options.seed, data_dir=options.data_dir
-    )
+def workdir_of(folder: Path, name: str, seed: int) -> Path:
+    """Say in which folder a trial's run with a seed lies."""
+    return folder / name / f"seed-{seed}"
 
 
 def main(args: list[str]) -> int:
@@ -50,7 +47,12 @@ def main(args: list[str]) -> int:
         if options.name not in TRIALS:
             raise UsageError(f"there is no trial {options.name}; there are {', '.join(TRIALS)}")
         trial = TRIALS[options.name]
-        config = config_of(trial, options)
+        config = dataclasses.replace(
+            trial.config,
+            workdir=workdir_of(options.workdir, trial.name, options.seed),
+            seed=options.seed,
+            data_dir=options.data_dir,
+        )
         keep_compiled(config.compilation_cache_dir)
         from train.loop import run  # with JAX set up
 

@@ -53,6 +53,10 @@ def _folded(schedule: optax.Schedule, *, correct: bool) -> optax.GradientTransfo
 class ScaledLoss:
     """Scale the loss by what the rate would be scaled by (paper, section 3, remark 1).
 
+    Two things differ from scaling the rate: weight decay is not scaled, and while the factor grows
+    during the warmup, past gradients keep the smaller factor of their own time, as in eq. 10
+    without correction.
+
     Args:
         rates: the schedule that the rate itself would follow.
     """
@@ -70,6 +74,6 @@ class ScaledLoss:
 def sqrt_base(batch_size: int, reference: int) -> int:
     """The base minibatch with which the linear rule gives the rate of square-root scaling.
 
-    Whole, so that the rate is off by up to 1 / (2 · root), 0.02 % at a minibatch of 512.
+    Whole, so that the rate is 0.01 % off at minibatches of 512 and 2048.
     """
     return round(math.sqrt(batch_size * reference))

@@ -22,7 +22,9 @@ if IS_FIRST:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 
 # Each file's tests stay on one core, so the longest files must not come last.
-LONGEST_FIRST = ["test_loop.py", "test_step.py", "test_processes.py", "test_fine_tuning.py"]
+LONGEST_FIRST = [
+    "test_loop.py", "test_step.py", "test_processes.py", "test_main.py", "test_fine_tuning.py",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,8 @@
 """What a run writes down: metrics.jsonl, TensorBoard events and the summary."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -111,6 +113,18 @@ class MetricsLog:
         if self._writes:
             self._file.close()
             self._events.close()
+
+
+def means(records: list[Record], name: str, bins_per_epoch: int = 1) -> list[tuple[float, float]]:
+    """Mean of a metric over each epoch, or part of one, with the epoch of its last record.
+
+    Single minibatches are noisy. Epoch 1 lasts from just after 0 to 1, where its last update has
+    been made.
+    """
+    known = [record for record in records if record.get(name) is not None]
+    by_bin = itertools.groupby(known, key=lambda r: math.ceil(r["epoch"] * bins_per_epoch))
+    groups = [list(group) for _, group in by_bin]
+    return [(group[-1]["epoch"], statistics.mean(r[name] for r in group)) for group in groups]
 
 
 def top1_error_median_last5(records: list[Record], timeline: Timeline) -> float | None:

@@ -1,15 +1,12 @@
 """The picture of a run: errors and learning rate over epochs."""
 
-import itertools
-import math
-import statistics
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.metrics import Record
+from train.metrics import Record, means
 
 
 def plot_curves(records: list[Record], path: Path, title: str) -> None:
@@ -27,15 +24,14 @@ def draw_curves(records: list[Record], title: str) -> Figure:
     """Draw training and test error, and the learning rate, over epochs (paper, figure 2)."""
     train = [r for r in records if "train/top1_error" in r]
     evaluations = [r for r in records if "eval/top1_error" in r]
-    # Single minibatches are noisy: the mean of those logged in an epoch stands at the last of them.
-    by_epoch = [list(group) for _, group in itertools.groupby(train, key=_number_of_epoch)]
+    by_epoch = means(train, "train/top1_error")
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     errors, rate = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     _draw(
         errors,
-        [group[-1]["epoch"] for group in by_epoch],
-        [100 * statistics.mean(r["train/top1_error"] for r in group) for group in by_epoch],
+        [epoch for epoch, _ in by_epoch],
+        [100 * error for _, error in by_epoch],
         color="tab:blue",
         ls="--",
         label="training error",
@@ -60,11 +56,6 @@ def draw_curves(records: list[Record], title: str) -> Figure:
     rate.set(ylabel="learning rate", xlabel="epoch", yscale="log")
     rate.grid(alpha=0.3)
     return figure
-
-
-def _number_of_epoch(record: Record) -> int:
-    """Epoch 1 lasts from just after 0 to 1, where its last update has been made."""
-    return math.ceil(record["epoch"])
 
 
 def _draw(axes: Axes, epochs: list[float], values: list[float], **style: Any) -> None:

@@ -1,5 +1,6 @@
 """Whole runs of `python -m train`, as a user starts them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,14 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 from PIL import Image
 
 from optax_warmup import LargeMinibatchRecipe
+from train.config import Config
+from train.loop import DONE, run
+from train.optimizer import make_optimizer
+from train.state import TrainState, initial_state, params_digest
 
 ROOT = Path(__file__).parents[2]
 # Six epochs of 11 steps with all parts of the paper's schedule: seconds, yet a whole run.
@@ -212,3 +220,25 @@ def test_another_configuration_is_refused(undisturbed: Path, digits_dir: Path):
     assert ended.returncode == 2
     assert "--seed was 0 and is now 1" in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_another_optimizer_and_state_take_the_place_of_the_trainers(
+    digits_config: Callable[..., Config],
+):
+    """A state of ones, and an optimizer that moves nothing: it ends with ones."""
+    states: list[TrainState] = []
+
+    def ones(*args: Any) -> TrainState:
+        state = initial_state(*args)
+        states.append(dataclasses.replace(state, params=jax.tree.map(jnp.ones_like, state.params)))
+        return states[0]
+
+    def still(schedule: optax.Schedule, name: str) -> optax.GradientTransformation:
+        assert name == "sgd"
+        return optax.chain(make_optimizer(schedule), optax.scale(0.0))
+
+    config = digits_config(num_steps=1)
+    assert run(config, optimizer=still, start=ones) == DONE
+    shapes = jax.eval_shape(lambda: states[0].params)
+    expected = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    assert summary(config.workdir)["params_digest"] == params_digest(expected)

@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.metrics import MetricsLog, Record, read_records, top1_error_median_last5
+from train.metrics import (
+    MetricsLog,
+    Record,
+    means,
+    read_records,
+    top1_error_median_last5,
+)
 from train.phases import Timeline
 from train.recipes import digits
 
@@ -193,3 +199,14 @@ def test_the_score_of_whole_epochs_is_numpys_median(errors: list[float]):
     timeline = Timeline(digits(), 7 * digits().batch_size)
     expected = np.median(errors[-5:])
     assert top1_error_median_last5(records, timeline) == pytest.approx(expected, rel=1e-12)
+
+
+def test_means_are_taken_over_parts_of_an_epoch():
+    errors = ((0.05, 0.8), (0.1, 0.6), (0.11, 0.5), (0.3, None), (1.0, 0.25), (1.5, 0.1))
+    some: list[Record] = [{"epoch": epoch, "train/top1_error": error} for epoch, error in errors]
+    some.append({"epoch": 2.0})  # of which nothing is known
+    tenths = [(0.1, 0.7), (0.11, 0.5), (1.0, 0.25), (1.5, 0.1)]
+    assert means(some, "train/top1_error", 10) == [pytest.approx(pair) for pair in tenths]
+    assert means(some, "train/top1_error") == [
+        pytest.approx((1.0, 2.15 / 4)), pytest.approx((1.5, 0.1)),
+    ]  # fmt: skip

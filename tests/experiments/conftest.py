@@ -1,0 +1,29 @@
+"""What the experiments' tests share: a small data set in the place of Fashion-MNIST."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train.datasets.fashion_mnist import FashionMnist
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir with 1,024 training and 64 test images of ten classes, told apart by a square."""
+    archives, data_dir = tmp_path_factory.mktemp("archives"), tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for start, number in (("train", 1024), ("t10k", 64)):
+        labels = rng.integers(10, size=number, dtype=np.uint8)
+        images = rng.integers(128, size=(number, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            top, left = 6 * (label // 4) + 2, 6 * (label % 4) + 2
+            image[top : top + 5, left : left + 5] += 127
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            shape = np.array(values.shape, ">i4").tobytes()
+            head = b"\0\0\x08" + bytes([values.ndim]) + shape
+            path = archives / f"{start}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(head + values.tobytes()))
+    FashionMnist(data_dir=data_dir, archives=archives).download_and_prepare()
+    return data_dir

@@ -1,0 +1,90 @@
+"""The command that compares, as a user runs it: stopped, run again, run a third time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from experiments.plan import TRIALS
+from experiments.results import runs_of
+from train.workdir import read_summary
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300.0  # after which it is taken to hang
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "experiments", *words]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"COLUMNS": "120"},
+    )  # fmt: skip
+
+
+def run(*words: str) -> tuple[int, str]:
+    process = start(*words)
+    said, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, said
+
+
+def test_an_experiment_is_stopped_and_goes_on_and_is_not_made_twice(
+    tmp_path: Path, fashion_mnist_dir: Path
+):
+    words = ["noise-scale", "--workdir", str(tmp_path), "--data-dir", str(fashion_mnist_dir)]
+    names = ["kn-64-noise-scale", "kn-512-noise-scale"]
+    process = start(*words, "--jobs", "1")
+    records = tmp_path / names[0] / "seed-0" / "metrics.jsonl"
+    began = time.monotonic()
+    while not (records.exists() and records.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() - began < SECONDS
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, said
+    assert said.splitlines()[-1] == "stopped and saved; the same command goes on"
+    assert not runs_of(tmp_path, names[1])
+
+    code, said = run(*words)
+    assert code == 0, said
+    for name in names:
+        kept = runs_of(tmp_path, name)[0]
+        summary = read_summary(tmp_path / name / "seed-0")
+        assert kept["params_digest"] == summary["params_digest"]
+        assert kept["top1_error"] == summary["top1_error_median_last5"]
+        assert [epoch for epoch, _ in kept["test_error"]] == list(range(1, 10))
+        assert kept["train_error"][0][1] > kept["train_error"][-1][1]  # it has learnt
+        assert [epoch for epoch, _ in kept["noise_scale"]][-1] == 9
+        written = json.loads((tmp_path / name / "seed-0" / "config.json").read_text())
+        assert written["base_learning_rate"] == TRIALS[name].config.base_learning_rate
+    page = (tmp_path / "README.md").read_text()
+    assert "| noise scale (images) |" in page
+    assert (tmp_path / "noise_scale.png").stat().st_size > 10_000
+
+    code, said = run(*words)
+    assert code == 0, said
+    assert said.startswith("0 of 2 runs are to be made")
+    assert (tmp_path / "README.md").read_text() == page
+
+
+def test_data_that_is_not_prepared_ends_it_in_one_line(tmp_path: Path):
+    words = ["noise-scale", "--workdir", str(tmp_path / "runs"), "--data-dir", str(tmp_path)]
+    code, said = run(*words, "--jobs", "1")
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert last.startswith(
+        "python -m experiments: kn-64-noise-scale, seed 0 ended with exit code 2"
+    )
+    assert "python -m train.prepare fashion_mnist" in last
+    assert "Traceback" not in said
+
+
+def test_a_wrong_command_line_is_one_line():
+    for words in (["warm-up"], ["warmup", "--jobs", "0"]):
+        code, said = run(*words)
+        assert code == 2
+        assert said.startswith("python -m experiments: ")
+        assert len(said.splitlines()) == 1, said
