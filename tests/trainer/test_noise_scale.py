@@ -138,7 +138,9 @@ def gradients_of_workers() -> np.ndarray:
     @jax.jit
     @nnx.grad
     def gradient(network: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = network(normalize(images, config.mean, config.std, jnp.float32), train=True)
+        logits = network(
+            normalize(images, config.mean, config.std, jnp.dtype(jnp.float32)), train=True
+        )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     found = []
