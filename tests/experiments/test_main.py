@@ -61,7 +61,7 @@ def test_an_experiment_is_stopped_and_goes_on_and_is_not_made_twice(
         written = json.loads((tmp_path / name / "seed-0" / "config.json").read_text())
         assert written["base_learning_rate"] == TRIALS[name].config.base_learning_rate
     page = (tmp_path / "README.md").read_text()
-    assert "| noise scale (images) |" in page
+    assert "| noise scale | rate at its peak |" in page
     assert (tmp_path / "noise_scale.png").stat().st_size > 10_000
 
     code, said = run(*words)
