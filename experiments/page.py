@@ -6,9 +6,7 @@ It needs no data and trains nothing. A section whose trials were not all run is 
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import statistics
 import textwrap
@@ -16,18 +14,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
-
 from benchmarks.page import table
-from experiments import results
+from experiments.effects import (
+    ERRORS,
+    LARGE_TRIAL,
+    REFERENCE_TRIAL,
+    Effect,
+    Readings,
+    breaking_size,
+    effect,
+    first_worse,
+    is_worse,
+    read,
+    source,
+)
+from experiments.pictures import PICTURES
 from experiments.plan import (
     ALL_SIZES,
     EXPERIMENTS,
     LARGE_RATES,
     LARGER,
-    SQRT_SIZES,
     TRIALS,
     base,
     variant,
@@ -38,129 +44,8 @@ from train.config import UsageError
 
 FOLDER = Path(__file__).parent
 TITLE = "# The paper's findings, on Fashion-MNIST"
-ERRORS = 3.0  # an effect counts where it is more than this many standard errors
-FREEDOM = 4  # without as many degrees of freedom there is no telling what a standard error is
-INK, BLUE, RED, GREEN = "#6b7280", "#2458d3", "#d1495b", "#2a9d6f"
 
 Expected = Literal["worse", "the same", "different"]
-
-
-REFERENCE_TRIAL, LARGE_TRIAL = base(REFERENCE), base(LARGE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Readings:
-    """All runs that are kept, by trial and seed."""
-
-    runs: dict[str, dict[int, results.Run]]
-
-    def errors(self, name: str) -> list[float]:
-        """Error of each run of a trial that did not diverge, in percent, by seed."""
-        return [100 * run["top1_error"] for run in self._of(name) if "top1_error" in run]
-
-    def num_diverged(self, name: str) -> int:
-        """How many runs of a trial have diverged."""
-        return sum("diverged" in run for run in self._of(name))
-
-    def has(self, *names: str) -> bool:
-        """Whether each of these trials has a run that did not diverge."""
-        return all(self.errors(name) for name in names)
-
-    def of_seed(self, seed: int) -> "Readings":
-        """The runs of one seed alone."""
-        return Readings(
-            {
-                name: {s: run for s, run in some.items() if s == seed}
-                for name, some in self.runs.items()
-            }
-        )
-
-    def of_last_epoch(self) -> "Readings":
-        """The same runs, scored by the test error of their last epoch alone."""
-        return Readings(
-            {
-                name: {
-                    seed: run | {"top1_error": run["test_error"][-1][1]}
-                    if "top1_error" in run
-                    else run
-                    for seed, run in of_trial.items()
-                }
-                for name, of_trial in self.runs.items()
-            }
-        )
-
-    def score(self, name: str, of: int = EXPERIMENTS["warmup"].num_seeds) -> str:
-        """Mean error ± standard deviation, with the number of runs where it is another."""
-        if not self.runs.get(name):
-            return "not run"
-        errors, diverged = self.errors(name), self.num_diverged(name)
-        if not errors:
-            return "diverged"
-        text = f"{statistics.mean(errors):.2f}"
-        if len(errors) > 1:
-            text += f" ±{statistics.stdev(errors):.2f}"
-        if len(errors) != of:
-            text += f" ({len(errors)} run{'s' if len(errors) > 1 else ''})"
-        return text + (f", {diverged} diverged" if diverged else "")
-
-    def curve(self, name: str, metric: str) -> tuple[list[float], list[list[float]]]:
-        """Epochs, and at each of them the values of all runs of a trial."""
-        curves = [run[metric] for run in self._of(name) if metric in run]
-        return [epoch for epoch, _ in curves[0]], [
-            [value for _, value in points] for points in zip(*curves, strict=True)
-        ]
-
-    def _of(self, name: str) -> list[results.Run]:
-        return list(self.runs.get(name, {}).values())
-
-
-@dataclasses.dataclass(frozen=True)
-class Effect:
-    """By how much the error of one trial is above another's.
-
-    Attributes:
-        points: percentage points between the means.
-        deviation: standard deviation of runs that differ in their seed alone, likewise.
-        num_runs: of each of the two trials.
-    """
-
-    points: float
-    deviation: float
-    num_runs: tuple[int, int]
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is more than `ERRORS` standard errors of the difference."""
-        error = self.deviation * math.sqrt(sum(1 / number for number in self.num_runs))
-        return abs(self.points) > ERRORS * error
-
-    @property
-    def seen(self) -> str:
-        """In a word."""
-        if not self.counts:
-            return "not told apart"
-        return "worse" if self.points > 0 else "better"
-
-
-def effect(readings: Readings, trial: str, other: str) -> Effect | None:
-    """Compare two trials; None where one of them was not run, or has diverged.
-
-    Of one or two runs the deviation would be no estimate: that of the runs of the reference and of
-    the large minibatch with gradual warmup stands for it.
-    """
-    both = readings.errors(trial), readings.errors(other)
-    if not all(both) or readings.num_diverged(trial) or readings.num_diverged(other):
-        return None
-    names = {name for name in (trial, other) if len(readings.errors(name)) > 2}
-    if len(names) < 2:
-        names |= {REFERENCE_TRIAL, LARGE_TRIAL}
-    groups = [errors for name in sorted(names) if (errors := readings.errors(name))]
-    freedom = sum(len(errors) - 1 for errors in groups)
-    squares = sum((error - statistics.mean(errors)) ** 2 for errors in groups for error in errors)
-    if freedom < FREEDOM or not squares:
-        return None
-    points = statistics.mean(both[0]) - statistics.mean(both[1])
-    return Effect(points, math.sqrt(squares / freedom), (len(both[0]), len(both[1])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,25 +228,6 @@ def spike(readings: Readings, name: str) -> tuple[float, float]:
     pairs = list(zip(epochs, errors, strict=True))
     before = [error for epoch, error in pairs if epoch <= end]
     return before[-1], max(error for epoch, error in pairs if end < epoch <= end + 0.5)
-
-
-def is_worse(readings: Readings, trial: str, other: str) -> bool:
-    """Whether a trial's error counts as above another's, or it alone has diverged."""
-    found = effect(readings, trial, other)
-    if found is None:
-        return readings.num_diverged(trial) > 0 and not readings.num_diverged(other)
-    return found.seen == "worse"
-
-
-def first_worse(worse: Callable[[int], bool]) -> int | None:
-    """The smallest kn from which on every larger one is worse, too; None if there is none."""
-    sizes = list(itertools.takewhile(worse, reversed(LARGER)))
-    return sizes[-1] if sizes else None
-
-
-def breaking_size(readings: Readings) -> int | None:
-    """The kn from which on linear scaling with gradual warmup is worse than the reference."""
-    return first_worse(lambda kn: is_worse(readings, base(kn), REFERENCE_TRIAL))
 
 
 def minibatch(readings: Readings) -> str:
@@ -587,93 +453,6 @@ part of this page into its `--workdir`; with no name it makes all of them. `pyth
 experiments.page` made this one of `results/`."""
 
 
-def style(axes: Axes, **labels: str) -> None:
-    """What all pictures share."""
-    axes.set(**labels)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_warmup(readings: Readings) -> Figure:
-    """Training and test error of the large minibatch over the reference's (figure 2)."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    all_axes = figure.subplots(1, 3, sharey=True)
-    panels = [
-        ("no warmup", variant(LARGE, "none"), RED),
-        ("constant warmup", variant(LARGE, "constant"), RED),
-        ("gradual warmup", LARGE_TRIAL, BLUE),
-    ]
-    for axes, (title, name, color) in zip(all_axes, panels, strict=True):
-        for trial, kn, line_color in ((REFERENCE_TRIAL, REFERENCE, INK), (name, LARGE, color)):
-            label = f"kn = {kn}: {readings.score(trial)}"
-            draw_curve(axes, readings, trial, "train_error", line_color, "", width=1.0)
-            draw_curve(axes, readings, trial, "test_error", line_color, label, width=2.0)
-        axes.set(ylim=(5, 92))
-        axes.legend(frameon=False)
-        style(axes, title=title, xlabel="epoch")
-    all_axes[0].set_ylabel("error (%): thin training, thick test")
-    return figure
-
-
-def draw_curve(
-    axes: Axes, readings: Readings, name: str, metric: str, color: str, label: str, width: float
-) -> None:
-    """Mean over the runs of a trial, and the range of all of them."""
-    epochs, values = readings.curve(name, metric)
-    means = [100 * statistics.mean(points) for points in values]
-    low, high = ([100 * pick(points) for points in values] for pick in (min, max))
-    axes.plot(epochs, means, color=color, lw=width, label=label or None)
-    axes.fill_between(epochs, low, high, color=color, alpha=0.15, lw=0)
-
-
-def draw_minibatch(readings: Readings) -> Figure:
-    """Test error against the minibatch (figures 1 and 3)."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    lines: list[tuple[str, Callable[[int], str], Sequence[int], str, str]] = [
-        ("linear scaling, no warmup", lambda kn: variant(kn, "none"), LARGER, RED, "s:"),
-        ("√k scaling, gradual warmup", lambda kn: variant(kn, "sqrt"), SQRT_SIZES, GREEN, "^--"),
-        ("linear scaling, gradual warmup", base, ALL_SIZES, BLUE, "o-"),
-    ]
-    for label, name_of, sizes, color, marks in lines:
-        known = [kn for kn in sizes if readings.has(name_of(kn))]
-        errors = [readings.errors(name_of(kn)) for kn in known]
-        axes.errorbar(
-            known,
-            [statistics.mean(some) for some in errors],
-            [statistics.stdev(some) if len(some) > 1 else 0 for some in errors],
-            fmt=marks, color=color, label=label, capsize=3, ms=5,
-        )  # fmt: skip
-    axes.axhline(statistics.mean(readings.errors(REFERENCE_TRIAL)), color=INK, lw=0.8, zorder=0)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ALL_SIZES, [str(kn) for kn in ALL_SIZES])
-    axes.set_yscale("log")  # or small differences would not be seen beside the break
-    axes.set_yticks(
-        [10, 11, 12, 15, 20, 30, 50, 80], ["10", "11", "12", "15", "20", "30", "50", "80"]
-    )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False)
-    style(axes, xlabel="minibatch kn", ylabel="test error (%)")
-    return figure
-
-
-def draw_noise_scale(readings: Readings) -> Figure:
-    """The noise scale over epochs, beside the minibatch at which linear scaling breaks."""
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for kn, color in ((REFERENCE, INK), (LARGE, BLUE)):
-        epochs, values = readings.curve(variant(kn, "noise-scale"), "noise_scale")
-        first = [math.nan if points[0] is None else points[0] for points in values]
-        axes.plot(epochs, first, color=color, label=f"measured at kn = {kn}")
-    if breaks := breaking_size(readings):
-        axes.axhline(breaks, color=RED, ls=":", label=f"kn = {breaks}: linear scaling breaks")
-    axes.set_yscale("log")
-    axes.legend(frameon=False)
-    style(axes, xlabel="epoch", ylabel="noise scale (images)")
-    return figure
-
-
 SECTIONS: list[tuple[Callable[[Readings], str], tuple[str, ...]]] = [
     (intro, ()),
     (findings, (REFERENCE_TRIAL, LARGE_TRIAL)),
@@ -686,27 +465,12 @@ SECTIONS: list[tuple[Callable[[Readings], str], tuple[str, ...]]] = [
     (noise_scale, EXPERIMENTS["noise-scale"].trials),
     (every_run, ()),
 ]
-PICTURES: list[tuple[str, Callable[[Readings], Figure], tuple[str, ...]]] = [
-    ("warmup.png", draw_warmup, EXPERIMENTS["warmup"].trials),
-    ("minibatch.png", draw_minibatch, (REFERENCE_TRIAL, LARGE_TRIAL, base(LARGER[0]))),
-    ("noise_scale.png", draw_noise_scale, EXPERIMENTS["noise-scale"].trials),
-]
-
-
-def read(folder: Path) -> Readings:
-    """Read results/*.json."""
-    return Readings({name: results.runs_of(folder, name) for name in TRIALS})
 
 
 def page(readings: Readings) -> str:
     """The text of the page, of the sections whose trials were run."""
     sections = [make(readings) for make, names in SECTIONS if readings.has(*names)]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def source(readings: Readings) -> str:
-    """What a picture is drawn of, in a word that is written into it."""
-    return hashlib.sha256(json.dumps(readings.runs, sort_keys=True).encode()).hexdigest()
 
 
 def check(folder: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import page
+from experiments import effects, page
+from experiments.pictures import PICTURES
 from experiments.plan import EXPERIMENTS, TRIALS, with_rate
 from experiments.results import fields_of
 from experiments.setting import RATE, RATES, REFERENCE
@@ -26,7 +27,7 @@ def kept(name: str) -> list[float | None]:
 
 
 def test_the_committed_page_is_made_of_the_committed_readings():
-    assert page.page(page.read(page.FOLDER)) == (page.FOLDER / "README.md").read_text()
+    assert page.page(effects.read(page.FOLDER)) == (page.FOLDER / "README.md").read_text()
 
 
 def test_the_first_table_has_the_means_and_deviations_of_five_runs():
@@ -50,16 +51,14 @@ def test_the_readings_are_of_the_trials_as_they_stand():
         assert json.loads(path.read_text())["config"] == fields_of(TRIALS[path.stem])
 
 
-@pytest.mark.parametrize(
-    ("name", "draw", "trials"), page.PICTURES, ids=[name for name, *_ in page.PICTURES]
-)
+@pytest.mark.parametrize(("name", "draw", "trials"), PICTURES, ids=[name for name, *_ in PICTURES])
 def test_the_pictures_are_drawn_of_the_committed_readings(
-    name: str, draw: Callable[[page.Readings], Figure], trials: tuple[str, ...], tmp_path: Path
+    name: str, draw: Callable[[effects.Readings], Figure], trials: tuple[str, ...], tmp_path: Path
 ):
-    committed = page.read(page.FOLDER)
+    committed = effects.read(page.FOLDER)
     assert committed.has(*trials)
     with Image.open(page.FOLDER / name) as picture:
-        assert picture.info["Source"] == page.source(committed)
+        assert picture.info["Source"] == effects.source(committed)
     draw(committed).savefig(tmp_path / name)
     assert (tmp_path / name).stat().st_size > 10_000
 
@@ -74,7 +73,7 @@ def errors_of_seed_0(rate: float) -> float:
     return runs["0"]["top1_error"]
 
 
-def readings(**errors: Sequence[float | None]) -> page.Readings:
+def readings(**errors: Sequence[float | None]) -> effects.Readings:
     """Runs with these errors, in percent; None is one that diverged."""
 
     def run(error: float | None) -> dict[str, Any]:
@@ -83,12 +82,12 @@ def readings(**errors: Sequence[float | None]) -> page.Readings:
         return {"top1_error": error / 100, "test_error": [[9.0, error / 100]]}
 
     named = {name.replace("_", "-"): some for name, some in errors.items()}
-    return page.Readings({name: dict(enumerate(map(run, some))) for name, some in named.items()})
+    return effects.Readings({name: dict(enumerate(map(run, some))) for name, some in named.items()})
 
 
 def test_an_effect_is_measured_in_pooled_deviations():
     some = readings(kn_64=[10, 11, 12], kn_512=[14, 14, 14, 18])  # variances 1 and 4
-    found = page.effect(some, "kn-512", "kn-64")
+    found = effects.effect(some, "kn-512", "kn-64")
     assert found is not None
     assert found.points == pytest.approx(15 - 11)
     assert found.deviation == pytest.approx(((2 * 1 + 3 * 4) / 5) ** 0.5)
@@ -97,7 +96,7 @@ def test_an_effect_is_measured_in_pooled_deviations():
 
 def test_of_a_single_run_the_deviation_is_that_of_the_first_table():
     some = readings(kn_64=[10, 11, 12], kn_512=[13, 13, 13], kn_512_none=[20])
-    found = page.effect(some, "kn-512-none", "kn-512")
+    found = effects.effect(some, "kn-512-none", "kn-512")
     assert found is not None
     assert found.deviation == pytest.approx((2 * 1 / 4) ** 0.5)
 
@@ -105,15 +104,15 @@ def test_of_a_single_run_the_deviation_is_that_of_the_first_table():
 def test_an_effect_counts_past_three_standard_errors():
     """Of five runs from five, 1.90 deviations; of one from five, 3.29."""
     for num_runs, least in (((5, 5), 1.90), ((1, 5), 3.29)):
-        assert page.Effect(2 * (least + 0.01), 2.0, num_runs).counts
-        assert not page.Effect(-2 * (least - 0.01), 2.0, num_runs).counts
+        assert effects.Effect(2 * (least + 0.01), 2.0, num_runs).counts
+        assert not effects.Effect(-2 * (least - 0.01), 2.0, num_runs).counts
 
 
 @pytest.mark.parametrize(
     "errors", [{"kn_64": [10, 11], "kn_512": [12, 13]}, {"kn_64": [10] * 5, "kn_512": [11] * 5}]
 )
 def test_too_few_runs_or_none_that_differ_tell_nothing(errors: dict[str, list[float]]):
-    assert page.effect(readings(**errors), "kn-512", "kn-64") is None
+    assert effects.effect(readings(**errors), "kn-512", "kn-64") is None
     assert page.findings(readings(**errors)) == ""
 
 
@@ -146,15 +145,15 @@ def test_where_what_it_is_compared_with_diverges_nothing_is_found():
 
 def test_what_has_diverged_is_said_beside_what_has_not():
     some = readings(kn_64=SPREAD, kn_512=[12, None])
-    assert page.effect(some, "kn-512", "kn-64") is None
+    assert effects.effect(some, "kn-512", "kn-64") is None
     assert some.score("kn-512") == "12.00 (1 run), 1 diverged"
 
 
 def test_linear_scaling_breaks_where_all_larger_ones_are_worse():
     sizes = {"kn_128": [13], "kn_256": [10.5], "kn_1024": [15], "kn_2048": [None]}
     some = readings(kn_64=SPREAD, kn_512=[12 + error - 10.4 for error in SPREAD], **sizes)
-    assert page.breaking_size(some) == 512  # 128 is a stray, since 256 is as good as ever
-    assert page.breaking_size(readings(kn_64=SPREAD, kn_512=SPREAD)) is None
+    assert effects.breaking_size(some) == 512  # 128 is a stray, since 256 is as good as ever
+    assert effects.breaking_size(readings(kn_64=SPREAD, kn_512=SPREAD)) is None
 
 
 def test_a_page_takes_no_other_files_place(tmp_path: Path):
