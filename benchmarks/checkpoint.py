@@ -20,13 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.checkpoint import Checkpoints, load_network
-from train.input_pipeline import Examples, open_dataset, training_minibatches
-from train.optimizer import make_optimizer
+from train.data.minibatches import Examples, open_dataset, training_minibatches
 from train.recipes import digits, imagenet
-from train.state import initial_state
-from train.step import abstract_minibatch, make_steps
-from train.workers import make_workers
+from train.run.checkpoint import Checkpoints, load_network
+from train.step.optimizer import make_optimizer
+from train.step.state import initial_state
+from train.step.train_step import abstract_minibatch, make_steps
+from train.step.workers import make_workers
 
 
 def seconds_since(began: float) -> float:

@@ -75,11 +75,11 @@ class Training:
         import jax
         import jax.numpy as jnp
 
-        from train.optimizer import make_optimizer
         from train.recipes import imagenet
-        from train.state import initial_state
-        from train.step import abstract_minibatch, make_steps
-        from train.workers import make_workers
+        from train.step.optimizer import make_optimizer
+        from train.step.state import initial_state
+        from train.step.train_step import abstract_minibatch, make_steps
+        from train.step.workers import make_workers
 
         n = min(BATCH_SIZE_PER_WORKER, setting.batch_size)
         synthetic = dataclasses.replace(
@@ -103,8 +103,8 @@ class Training:
         self._step = steps.train.lower(self._state, shapes).compile()
 
     def _minibatches(self, config: Any) -> Iterator[Any]:
-        from train.input_pipeline import open_dataset, training_minibatches
-        from train.reader import on_devices
+        from train.data.minibatches import open_dataset, training_minibatches
+        from train.data.reader import on_devices
 
         dataset = open_dataset(config)
         read = training_minibatches(dataset, config, self._workers, 0, 1_000_000)

@@ -59,8 +59,8 @@ def make_images(folder: Path) -> None:
     import tensorflow_datasets as tfds
     from sklearn.datasets import load_sample_images
 
-    from train.datasets.image_folder import ImageFolder
-    from train.images import resize
+    from train.data.builders.image_folder import ImageFolder
+    from train.data.images import resize
 
     rng = np.random.default_rng(0)
     paths: dict[str, list[Path]] = {}
@@ -95,10 +95,10 @@ def optax_warmup(folder: Path, cores: int, processes: int = 0) -> Iterator[int]:
     """This repository's pipeline."""
     import jax
 
-    from train.input_pipeline import open_dataset, training_minibatches
-    from train.reader import on_devices
+    from train.data.minibatches import open_dataset, training_minibatches
+    from train.data.reader import on_devices
     from train.recipes import imagenet
-    from train.workers import make_workers
+    from train.step.workers import make_workers
 
     config = dataclasses.replace(
         imagenet(),

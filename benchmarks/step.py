@@ -86,11 +86,11 @@ def trainer(setting: Setting) -> tuple[Any, Any, Any]:
     import jax
     import jax.numpy as jnp
 
-    from train.optimizer import make_optimizer
     from train.recipes import imagenet
-    from train.state import initial_state
-    from train.step import abstract_minibatch, make_steps
-    from train.workers import make_workers
+    from train.step.optimizer import make_optimizer
+    from train.step.state import initial_state
+    from train.step.train_step import abstract_minibatch, make_steps
+    from train.step.workers import make_workers
 
     n = min(BATCH_SIZE_PER_WORKER, setting.batch_size)
     config = dataclasses.replace(

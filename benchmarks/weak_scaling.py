@@ -53,11 +53,11 @@ def work(options: argparse.Namespace) -> None:
             options.process_id,
             cluster_detection_method="deactivate",
         )
-    from train.optimizer import make_optimizer
     from train.recipes import imagenet
-    from train.state import initial_state
-    from train.step import abstract_minibatch, make_steps
-    from train.workers import make_workers
+    from train.step.optimizer import make_optimizer
+    from train.step.state import initial_state
+    from train.step.train_step import abstract_minibatch, make_steps
+    from train.step.workers import make_workers
 
     config = dataclasses.replace(
         imagenet(),

@@ -24,7 +24,7 @@ from experiments.plan import EXPERIMENTS, TRIALS, Trial
 from experiments.trial import workdir_of
 from train import command_line
 from train.config import RunError, UsageError
-from train.metrics import read_records
+from train.run.metrics import read_records
 
 PROG = "python -m experiments"
 DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75

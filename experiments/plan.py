@@ -8,8 +8,8 @@ import optax
 from experiments import variants
 from experiments.setting import LARGE, NUM_EXAMPLES, RATE, RATES, REFERENCE, setting
 from train.config import Config
-from train.optimizer import make_optimizer
-from train.state import TrainState, initial_state
+from train.step.optimizer import make_optimizer
+from train.step.state import TrainState, initial_state
 
 
 @dataclasses.dataclass(frozen=True)

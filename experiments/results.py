@@ -18,8 +18,8 @@ from typing import Any
 
 from experiments.plan import Trial
 from train.config import RESUMABLE_FIELDS, UsageError
-from train.metrics import means, read_records
-from train.workdir import read_summary, write_whole
+from train.run.metrics import means, read_records
+from train.run.workdir import read_summary, write_whole
 
 Run = dict[str, Any]
 

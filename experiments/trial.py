@@ -11,8 +11,8 @@ import tyro
 
 from experiments.plan import TRIALS
 from train import command_line
-from train.compilation_cache import keep_compiled
 from train.config import UsageError
+from train.run.compilation_cache import keep_compiled
 
 PROG = "python -m experiments.trial"
 

@@ -13,9 +13,9 @@ import optax
 
 from optax_warmup import folded_momentum
 from train.config import Config
-from train.optimizer import MOMENTUM, WEIGHT_DECAY, decay_mask, make_optimizer
-from train.state import TrainState, initial_state
-from train.workers import Workers
+from train.step.optimizer import MOMENTUM, WEIGHT_DECAY, decay_mask, make_optimizer
+from train.step.state import TrainState, initial_state
+from train.step.workers import Workers
 
 
 def gamma_one(

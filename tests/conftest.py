@@ -23,7 +23,7 @@ if IS_FIRST:
 
 # Each file's tests stay on one core, so the longest files must not come last.
 LONGEST_FIRST = [
-    "test_loop.py", "test_step.py", "test_processes.py", "test_main.py", "test_fine_tuning.py",
+    "test_loop.py", "test_train_step.py", "test_processes.py", "test_main.py", "test_fine_tuning.py",
 ]  # fmt: skip
 
 

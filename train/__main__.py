@@ -6,10 +6,10 @@ import sys
 import tyro
 
 from train import command_line
-from train.compilation_cache import keep_compiled
+from train.cluster.launchers import join_processes
 from train.config import Config
-from train.launchers import join_processes
 from train.recipes import RECIPES
+from train.run.compilation_cache import keep_compiled
 
 PROG = "python -m train"
 

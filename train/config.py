@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from optax_warmup import LargeMinibatchRecipe
-from train.images import Augmentation
+from train.data.images import Augmentation
 
 Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -282,7 +282,7 @@ RESUMABLE_FIELDS = frozenset(
     }
 )  # fmt: skip
 
-# What may change as well where that is allowed, with the rate; see `train.phases`.
+# What may change as well where that is allowed, with the rate; see `train.timeline`.
 MINIBATCH_FIELDS = frozenset({"num_workers", "batch_size_per_worker"})
 
 

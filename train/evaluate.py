@@ -9,15 +9,15 @@ import jax
 import tyro
 
 from train import command_line
-from train.checkpoint import load_network
-from train.compilation_cache import keep_compiled
 from train.config import Config, UsageError
-from train.corrupt import CorruptImages
-from train.evaluation import error_rates, predict
-from train.input_pipeline import NO_LABEL, open_dataset
-from train.optimizer import make_optimizer
-from train.step import make_steps
-from train.workers import make_workers
+from train.data.minibatches import NO_LABEL, open_dataset
+from train.run.checkpoint import load_network
+from train.run.compilation_cache import keep_compiled
+from train.run.corrupt import CorruptImages
+from train.step.evaluation import error_rates, predict
+from train.step.optimizer import make_optimizer
+from train.step.train_step import make_steps
+from train.step.workers import make_workers
 
 PROG = "python -m train.evaluate"
 

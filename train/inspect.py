@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from train import command_line
 from train.__main__ import parse
 from train.config import Config, UsageError
-from train.input_pipeline import (
+from train.data.minibatches import (
     NO_LABEL,
     Dataset,
     Examples,
@@ -28,7 +28,7 @@ from train.input_pipeline import (
     open_dataset,
     training_minibatches,
 )
-from train.workers import make_workers
+from train.step.workers import make_workers
 
 PROG = "python -m train.inspect"
 ROWS, COLUMNS = 5, 8

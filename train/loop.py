@@ -7,28 +7,28 @@ from collections.abc import Callable
 import jax
 import optax
 
-from train.checkpoint import Checkpoints, CheckpointTimes, load_network
-from train.cluster import agree, together
+from train.cluster.agreement import agree, together
+from train.cluster.stop import StopOnSignal
 from train.config import Config, UsageError
-from train.corrupt import CorruptImages
-from train.display import Display, outcome, plan
-from train.evaluation import error_rates, predict
-from train.input_pipeline import (
+from train.data.minibatches import (
     Dataset,
     open_dataset,
     training_minibatches,
 )
-from train.metrics import MetricsLog, top1_error_median_last5
-from train.optimizer import make_optimizer
-from train.phases import Timeline, going_on
-from train.plots import plot_curves
-from train.reader import on_devices
-from train.report import Report
-from train.state import TrainState, initial_state, params_digest, transplant
-from train.step import Steps, abstract_minibatch, make_steps
-from train.stop import StopOnSignal
-from train.workdir import claim, finished, forget_summary, keep_config, write_whole
-from train.workers import Workers, make_workers
+from train.data.reader import on_devices
+from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
+from train.run.corrupt import CorruptImages
+from train.run.display import Display, outcome, plan
+from train.run.metrics import MetricsLog, top1_error_median_last5
+from train.run.plots import plot_curves
+from train.run.report import Report
+from train.run.workdir import claim, finished, forget_summary, keep_config, write_whole
+from train.step.evaluation import error_rates, predict
+from train.step.optimizer import make_optimizer
+from train.step.state import TrainState, initial_state, params_digest, transplant
+from train.step.train_step import Steps, abstract_minibatch, make_steps
+from train.step.workers import Workers, make_workers
+from train.timeline import Timeline, going_on
 
 DONE, STOPPED = 0, 75
 

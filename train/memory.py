@@ -19,14 +19,14 @@ import tyro
 
 from train import command_line
 from train.config import Config, Model, RunError, UsageError, flag
-from train.optimizer import make_optimizer
 from train.recipes import RECIPES
-from train.state import TrainState, initial_state
-from train.step import abstract_minibatch, make_steps
-from train.workers import Workers, make_workers
+from train.step.optimizer import make_optimizer
+from train.step.state import TrainState, initial_state
+from train.step.train_step import abstract_minibatch, make_steps
+from train.step.workers import Workers, make_workers
 
 PROG = "python -m train.memory"
-MINIBATCHES_AHEAD = 2  # on their way to the devices while a step runs; see train.reader
+MINIBATCHES_AHEAD = 2  # on their way to the devices while a step runs; see train.data.reader
 FIRST = 32  # the paper's n
 
 

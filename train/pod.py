@@ -21,7 +21,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from train import command_line
 from train.config import Config, UsageError
-from train.cost_model import (
+from train.memory import StepOptions, abstract_state, compile_step
+from train.planning.cost_model import (
     CHIPS,
     Schedule,
     exposed_seconds,
@@ -29,9 +30,8 @@ from train.cost_model import (
     read_schedule,
     torus_all_reduce_seconds,
 )
-from train.memory import StepOptions, abstract_state, compile_step
-from train.optimizer import make_optimizer
-from train.workers import make_workers
+from train.step.optimizer import make_optimizer
+from train.step.workers import make_workers
 
 PROG = "python -m train.pod"
 BASE = 8  # devices to which efficiencies refer, as in the paper

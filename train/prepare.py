@@ -24,9 +24,9 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 
 from train import command_line
 from train.config import UsageError
-from train.datasets import fashion_mnist, imagenet2012
-from train.datasets.digits import Digits
-from train.datasets.image_folder import ENDINGS, ImageFolder, find_images, hold_out
+from train.data.builders import fashion_mnist, imagenet2012
+from train.data.builders.digits import Digits
+from train.data.builders.image_folder import ENDINGS, ImageFolder, find_images, hold_out
 
 PROG = "python -m train.prepare"
 

@@ -8,7 +8,7 @@ import jax
 
 from train.config import Config
 from train.loop import DONE, run
-from train.workdir import read_summary, write_whole
+from train.run.workdir import read_summary, write_whole
 
 
 def run_seeds(config: Config) -> int:

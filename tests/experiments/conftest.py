@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.datasets.fashion_mnist import FashionMnist
+from train.data.builders.fashion_mnist import FashionMnist
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.plan import TRIALS
 from experiments.results import runs_of
-from train.workdir import read_summary
+from train.run.workdir import read_summary
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300.0  # after which it is taken to hang

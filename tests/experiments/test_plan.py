@@ -10,8 +10,8 @@ from experiments import variants
 from experiments.__main__ import Options
 from experiments.plan import EXPERIMENTS, SQRT_SIZES, TRIALS, base, variant
 from experiments.setting import LARGE, NUM_EXAMPLES, RATE, REFERENCE, setting
-from train.optimizer import make_optimizer
-from train.state import initial_state
+from train.step.optimizer import make_optimizer
+from train.step.state import initial_state
 
 
 def test_each_trial_answers_a_question():

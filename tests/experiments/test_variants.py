@@ -11,9 +11,9 @@ import pytest
 
 from experiments import variants
 from experiments.setting import setting
-from train.optimizer import WEIGHT_DECAY, make_optimizer
-from train.state import initial_state
-from train.workers import make_workers
+from train.step.optimizer import WEIGHT_DECAY, make_optimizer
+from train.step.state import initial_state
+from train.step.workers import make_workers
 
 PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0, 3.0])}, "bn": {"scale": jnp.array([1.0, 0.5])}}
 

@@ -1,0 +1,169 @@
+"""Several processes of one run, real ones over gloo on this machine: dying, stopping, differing."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FLAGS = ["--log-every-steps", "1", "--checkpoint-every-steps", "1"]
+SECONDS = 300  # after which a run hangs, on however slow a machine
+
+Process = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def environment(digits_dir: Path) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return clean | {
+        "TFDS_DATA_DIR": str(digits_dir),
+        "JAX_COMPILATION_CACHE_DIR": str(digits_dir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "COLUMNS": "120",
+    }
+
+
+@contextmanager
+def started(
+    environment: dict[str, str], *processes: Sequence[str], sources: Sequence[Path] = ()
+) -> Iterator[list[Process]]:
+    """Start the processes of one run, each with flags of its own, and leave none behind."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    cluster = ["--coordinator-address", address, "--num-processes", str(len(processes))]
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "train", *FLAGS, *flags),
+                *([*cluster, "--process-id", str(index)] if len(processes) > 1 else []),
+            ],
+            cwd=sources[index] if sources else ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, flags in enumerate(processes)
+    ]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+
+
+def ends(running: list[Process]) -> tuple[list[int], list[str], list[str]]:
+    """Exit codes, and what each process said and complained of."""
+    texts = [process.communicate(timeout=SECONDS) for process in running]
+    said, complaints = ([text[stream] for text in texts] for stream in range(2))
+    return [process.returncode for process in running], said, complaints
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def wait_for_step(workdir: Path, step: int, running: list[Process]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while len(records(workdir)) < step:
+        assert all(process.poll() is None for process in running), ends(running)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_process_that_dies_or_is_stopped_ends_all_and_the_run_goes_on_elsewhere(
+    environment: dict[str, str], tmp_path: Path
+):
+    workdir = tmp_path / "run"
+    two = [["--workdir", str(workdir), "--num-devices", "4"]] * 2
+    with started(environment, *two) as running:
+        wait_for_step(workdir, 3, running)
+        running[1].kill()
+        killed = time.monotonic()
+        (code, _), _, (complaints, _) = ends(running)
+    assert code != 0
+    assert time.monotonic() - killed < 60  # 20 of them are the time without a sign of life
+    assert re.search(r"[Tt]ask 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", complaints)
+
+    with started(environment, *two) as running:
+        wait_for_step(workdir, len(records(workdir)) + 3, running)
+        running[1].terminate()  # JAX needs a second or two to hear of it
+        codes, (said, _), complaints = ends(running)
+    assert codes == [75, 75], complaints
+    assert "resuming after step" in said
+    stopped = re.search(r"stopped after step (\d+) of 990 and saved; the same command", said)
+    assert stopped
+    assert (workdir / "checkpoints" / stopped[1]).is_dir()
+
+    on_one = ["--num-devices", "8", "--num-steps", str(int(stopped[1]) + 5)]
+    one = [["--workdir", str(workdir), *on_one]]
+    other = [["--workdir", str(tmp_path / "undisturbed"), *on_one]]
+    for flags in (one, other):
+        with started(environment, *flags) as running:
+            codes, (said,), complaints = ends(running)
+        assert codes == [0], complaints
+        assert (f"resuming after step {stopped[1]}\n" in said) == (flags is one)
+    expected = records(tmp_path / "undisturbed")
+    for record, other_record in zip(records(workdir), expected, strict=True):
+        assert record["step"] == other_record["step"]
+        assert record["train/loss"] == pytest.approx(other_record["train/loss"], rel=1e-5)
+
+
+def test_a_process_that_was_started_otherwise_is_found_out_before_training(
+    environment: dict[str, str], tmp_path: Path
+):
+    changed = tmp_path / "changed"
+    for package in ("train", "optax_warmup"):
+        shutil.copytree(ROOT / package, changed / package)
+    with (changed / "train" / "resnet.py").open("a") as source:
+        source.write("# a change\n")
+    same = ["--workdir", str(tmp_path / "run"), "--num-devices", "2"]
+    with started(
+        environment, same, same, [*same, "--seed", "1"], sources=[ROOT, ROOT, changed]
+    ) as running:
+        codes, _, complaints = ends(running)
+    assert codes == [2, 2, 2], complaints
+    for text in complaints:
+        (line,) = [line for line in text.splitlines() if line.startswith("python -m train: ")]
+        assert re.fullmatch(
+            "python -m train: process 2 was started otherwise than process 0: --seed is 1 and not "
+            r"0; the source of train and optax_warmup is \w+ and not \w+; start all processes "
+            "alike",
+            line,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_may_not_do_ends_all(environment: dict[str, str], tmp_path: Path):
+    """The first alone opens the workdir; without a word from it the second would wait."""
+    (tmp_path / "file").touch()
+    flags = ["--workdir", str(tmp_path / "file"), "--num-devices", "2"]
+    with started(environment, flags, flags) as running:
+        codes, _, complaints = ends(running)
+    assert codes == [2, 2], complaints
+    for text in complaints:
+        assert f"process 0: --workdir {tmp_path / 'file'} cannot be used: File exists" in text
+
+
+def test_a_process_with_another_number_of_devices_is_found_out(
+    environment: dict[str, str], tmp_path: Path
+):
+    flags = ["--workdir", str(tmp_path / "run"), "--num-devices"]
+    with started(environment, [*flags, "2"], [*flags, "1"]) as running:
+        codes, _, complaints = ends(running)
+    assert codes == [2, 2], complaints
+    for text in complaints:
+        assert "process 0 has 2, process 1 has 1 devices; start all processes alike" in text

@@ -1,0 +1,30 @@
+"""What the trainer's tests share: prepared digits, and configurations of short runs on them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from train.config import Config
+from train.data.minibatches import open_dataset
+from train.recipes import digits
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir in which tensorflow-datasets has prepared the digits."""
+    data_dir = tmp_path_factory.mktemp("data")
+    open_dataset(dataclasses.replace(digits(), data_dir=data_dir))
+    return data_dir
+
+
+@pytest.fixture
+def digits_config(tmp_path: Path, digits_dir: Path) -> Callable[..., Config]:
+    """Make the recipe of the digits, with changes, for a workdir that does not exist yet."""
+
+    def make(**changes: object) -> Config:
+        defaults = {"workdir": tmp_path / "run", "data_dir": digits_dir}
+        return dataclasses.replace(digits(), **(defaults | changes))
+
+    return make

@@ -1,0 +1,666 @@
+"""Decoding, augmentation, the evaluation crop and normalisation.
+
+An image of coordinates has its row in the first channel and its column in the second, so that a
+crop of it says where it was taken.
+"""
+
+import io
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from train.data import images
+from train.recipes import IMAGENET_MEAN, IMAGENET_STD
+
+sides = st.integers(1, 256)
+seeds = st.integers(0, 2**32 - 1)
+property_test = settings(deadline=None, derandomize=True, max_examples=200)
+
+RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    rows, columns = np.indices((height, width))
+    return np.stack([rows, columns], axis=-1).astype(np.uint8)
+
+
+def rectangle(crop: np.ndarray) -> tuple[int, int, int, int]:
+    """First row, last row, first column and last column of an enlarged crop of coordinates."""
+    (top, left), (bottom, right) = crop[0, 0].tolist(), crop[-1, -1].tolist()
+    return top, bottom, left, right
+
+
+def encode(pixels: np.ndarray, file_format: str, mode: str = "", **options: Any) -> bytes:
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, file_format, **options)
+    return file.getvalue()
+
+
+def encode_by_opencv(ending: str, pixels: np.ndarray) -> bytes:
+    return cv2.imencode(ending, pixels)[1].tobytes()
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """Smooth colours with some noise, as in a photograph; none of them black or white."""
+    rows, columns = np.indices((height, width)) / max(height, width, 2)
+    smooth = np.stack([rows, columns, 1 - (rows + columns) / 2], axis=-1) * 200 + 30
+    return (smooth + np.random.default_rng(0).normal(size=smooth.shape) * 4).astype(np.uint8)
+
+
+def two_colours(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
+    """An image of 16 x 32 pixels, large enough for JPEG's blocks not to blur its halves."""
+    return np.array([[left] * 16 + [right] * 16] * 16, np.uint8)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+@given(seed=seeds, height=st.integers(1, 20), width=st.integers(1, 20))
+@settings(deadline=None, derandomize=True, max_examples=20)
+def test_lossless_files_decode_to_their_pixels(
+    file_format: str, seed: int, height: int, width: int
+):
+    pixels = np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+    encoded = encode(pixels, file_format, lossless=True)
+    np.testing.assert_array_equal(images.decode(encoded, num_channels=3), pixels)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:2", "restart_marker_rows": 1}),
+        ("L", {}),
+    ],
+)
+def test_photos_decode_as_pillow_does(mode: str, options: dict[str, Any], num_channels: int):
+    encoded = encode(picture(), "JPEG", mode, quality=90, **options)
+    decoded = images.decode(encoded, num_channels)
+    with Image.open(io.BytesIO(encoded)) as file:
+        if num_channels == 1:
+            file.draft("L", None)  # as it is stored, not by way of RGB
+        expected = np.asarray(file.convert("L" if num_channels == 1 else "RGB"))
+    assert decoded.shape == (48, 64, num_channels)
+    np.testing.assert_allclose(decoded.astype(int), expected.reshape(decoded.shape), atol=1)
+
+
+PALETTE = Image.fromarray(picture()).quantize(16)
+DEEP = np.random.default_rng(0).integers(2**16, size=(48, 64, 4), dtype=np.uint16)
+
+
+def paletted(**options: Any) -> bytes:
+    file = io.BytesIO()
+    PALETTE.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (paletted(), np.asarray(PALETTE.convert("RGB"))),
+        (paletted(transparency=3), np.asarray(PALETTE.convert("RGB"))),
+        (paletted(transparency=bytes([0, 128] + [255] * 14)), np.asarray(PALETTE.convert("RGB"))),
+        (encode(np.dstack([picture(), picture()[..., 0]]), "PNG"), picture()),
+        (encode(np.dstack([picture(), picture()[..., 0]]), "WEBP", lossless=True), picture()),
+        (encode(picture(), "PNG", transparency=(1, 2, 3)), picture()),
+        (encode(picture()[..., :2], "PNG"), picture()[..., [0, 0, 0]]),
+        (encode(picture()[..., 0] > 99, "PNG"), (picture()[..., [0, 0, 0]] > 99) * 255),
+        (encode(DEEP[..., 0], "PNG"), DEEP[..., [0, 0, 0]] >> 8),
+        (encode(DEEP[..., 0], "TIFF"), DEEP[..., [0, 0, 0]] >> 8),
+        (encode_by_opencv(".png", DEEP[..., :3]), DEEP[..., 2::-1] >> 8),
+        (encode_by_opencv(".png", DEEP), DEEP[..., 2::-1] >> 8),
+        (encode(picture(), "BMP"), picture()),
+        (encode(picture(), "TIFF", compression="tiff_lzw"), picture()),
+        (encode(np.asarray(PALETTE.convert("RGB")), "GIF"), np.asarray(PALETTE.convert("RGB"))),
+    ],
+    ids=[
+        "palette", "palette, one colour transparent", "palette with alpha", "PNG with alpha",
+        "WebP with alpha", "a colour that is transparent", "grey with alpha", "black and white",
+        "16-bit grey", "16-bit grey TIFF", "16-bit colour", "16-bit colour with alpha", "BMP",
+        "TIFF", "GIF",
+    ],
+)  # fmt: skip
+def test_files_without_loss_decode_to_8_bits_of_colour_or_grey(
+    encoded: bytes, expected: np.ndarray
+):
+    colour = images.decode(encoded, num_channels=3)
+    np.testing.assert_array_equal(colour, expected)
+    grey = images.decode(encoded, num_channels=1)
+    assert grey.shape == (48, 64, 1)
+    luminance = expected @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(grey[..., 0].astype(float), luminance, atol=1.01)
+
+
+def ycck(pixels: np.ndarray) -> bytes:
+    """As Photoshop writes it: less ink is more."""
+    ink = 255 - np.asarray(Image.fromarray(pixels).convert("CMYK"))
+    return simplejpeg.encode_jpeg(ink, 95, colorspace="CMYK", colorsubsampling="444")
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        encode(picture(), "JPEG", "CMYK", quality=95),
+        ycck(picture()),
+    ],
+    ids=["CMYK", "YCCK"],
+)
+def test_photos_of_four_inks_have_their_colours(encoded: bytes):
+    decoded = images.decode(encoded, num_channels=3).astype(int)
+    assert np.abs(decoded - picture()).mean() < 4
+    opencv = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_allclose(decoded, np.asarray(opencv), atol=2)
+    grey = images.decode(encoded, num_channels=1)
+    np.testing.assert_allclose(grey[..., 0], decoded @ [0.299, 0.587, 0.114], atol=2)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (10, 30_000), (30_000, 10)])
+def test_the_smallest_and_the_longest_images_decode(height: int, width: int, file_format: str):
+    if file_format == "WEBP":
+        height, width = min(height, 16_383), min(width, 16_383)  # longer ones there are not
+    pixels = picture(height, width)
+    decoded = images.decode(encode(pixels, file_format, quality=95), num_channels=3)
+    assert decoded.shape == pixels.shape
+    assert np.abs(decoded.astype(int) - pixels).mean() < 8
+    crop = images.augment(decoded, 32, "crop-flip", np.random.default_rng(0))
+    assert crop.shape == images.evaluation_crop(decoded, 32, "crop-flip").shape == (32, 32, 3)
+
+
+def test_numbers_whose_white_is_not_known_are_refused():
+    with pytest.raises(ValueError, match="32 bits a pixel"):
+        images.decode(encode(picture()[..., 0].astype(np.float32), "TIFF"), num_channels=3)
+
+
+def test_colours_come_in_the_order_of_rgb():
+    encoded = encode(two_colours(RED, BLUE), "JPEG", quality=95, subsampling=0)
+    decoded = images.decode(encoded, num_channels=3)
+    assert decoded.shape == (16, 32, 3)
+    np.testing.assert_allclose(decoded[:, 0], [RED] * 16, atol=4)
+    np.testing.assert_allclose(decoded[:, -1], [BLUE] * 16, atol=4)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_grey_file_decodes_to_as_many_channels_as_are_asked_for(file_format: str):
+    pixels = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 16, axis=0)
+    encoded = encode(pixels, file_format)
+    grey = images.decode(encoded, num_channels=1)
+    colour = images.decode(encoded, num_channels=3)
+    assert (grey.shape, colour.shape) == ((16, 32, 1), (16, 32, 3))
+    np.testing.assert_allclose(grey[:, :, 0].astype(int), pixels, atol=4)
+    np.testing.assert_array_equal(colour, np.repeat(grey, 3, axis=-1))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_colour_file_becomes_grey_by_luminance(file_format: str):
+    grey = images.decode(encode(two_colours(RED, GREEN), file_format), num_channels=1)
+    assert grey.shape == (16, 32, 1)
+    # ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B
+    np.testing.assert_allclose(grey[8, [0, -1], 0].astype(int), [75, 147], atol=5)
+
+
+# Where the pixel that was stored first is shown (EXIF 2.32, tag 0x0112), and whether height and
+# width change places.
+EXIF_ORIENTATIONS = {
+    1: ("top left", False), 2: ("top right", False), 3: ("bottom right", False),
+    4: ("bottom left", False), 5: ("top left", True), 6: ("top right", True),
+    7: ("bottom right", True), 8: ("bottom left", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", EXIF_ORIENTATIONS)
+def test_a_photo_is_turned_as_its_exif_tag_says(
+    orientation: int, file_format: str, num_channels: int
+):
+    corner, turned = EXIF_ORIENTATIONS[orientation]
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8] = 250
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(pixels, file_format, exif=exif.tobytes(), quality=95)
+    decoded = images.decode(encoded, num_channels)
+    assert decoded.shape[:2] == ((32, 16) if turned else (16, 32))
+    row, column = -1 if "bottom" in corner else 0, -1 if "right" in corner else 0
+    assert decoded[row, column].min() > 240
+    assert decoded.astype(float).mean() < 50  # a quarter of the half that the corner is in
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\x99" * 24, b"Exif\0\0II*\0\x08\0\0\0\x09"])
+def test_broken_metadata_make_no_broken_image(exif: bytes):
+    whole = encode(picture(), "JPEG")
+    segment = b"\xff\xe1" + (2 + len(exif)).to_bytes(2, "big") + exif
+    decoded = images.decode(whole[:2] + segment + whole[2:], num_channels=3)
+    np.testing.assert_array_equal(decoded, images.decode(whole, num_channels=3))
+
+
+JPEG = encode(picture(), "JPEG", quality=90)
+WHOLE = {
+    "JPEG": JPEG,
+    "progressive": encode(picture(), "JPEG", progressive=True),
+    "in parts": encode(picture(), "JPEG", restart_marker_blocks=2),
+    "CMYK": encode(picture(), "JPEG", "CMYK"),
+    "PNG": encode(picture(), "PNG"),
+    "palette": encode(picture(), "PNG", "P"),
+    "WebP": encode(picture(), "WEBP"),
+    "lossless WebP": encode(picture(), "WEBP", lossless=True),
+    "GIF": encode(picture(), "GIF"),
+    "BMP": encode(picture(), "BMP"),
+    "TIFF": encode(picture(), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("encoded", WHOLE.values(), ids=WHOLE)
+def test_a_truncated_file_never_gives_other_pixels(encoded: bytes):
+    """An error, but for the last bytes of a PNG or GIF, which hold no pixels."""
+    whole = images.decode(encoded, num_channels=3)
+    for length in {*range(0, len(encoded), 41), *range(len(encoded) - 24, len(encoded))}:
+        try:
+            decoded = images.decode(encoded[:length], num_channels=3)
+        except ValueError:
+            continue
+        assert len(encoded) - length < 24
+        np.testing.assert_array_equal(decoded, whole)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "progressive", "in parts", "CMYK"])
+def test_a_jpeg_without_its_end_is_truncated(name: str):
+    with pytest.raises(ValueError, match=r"(?i)truncated|premature end"):
+        images.decode(WHOLE[name][:-2], num_channels=3)
+
+
+START_OF_SCAN = JPEG.index(b"\xff\xda")
+REVISION = JPEG.index(b"JFIF\0") + 5
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        JPEG + b"needless" * 9,
+        JPEG + JPEG,
+        JPEG[:-2] + b"needless" + JPEG[-2:],
+        JPEG[:START_OF_SCAN] + b"needless" + JPEG[START_OF_SCAN:],
+        JPEG[:REVISION] + b"\0\0" + JPEG[REVISION + 2 :],
+        JPEG[:2] + b"\xff\xe2\0\x10ICC_PROFILE\0\5\2" + JPEG[2:],
+    ],
+    ids=["after the end", "twice", "before the end", "between segments", "revision", "bad profile"],
+)
+def test_harmless_oddities_of_real_photos_are_no_damage(encoded: bytes):
+    for channels in (1, 3):
+        np.testing.assert_array_equal(
+            images.decode(encoded, channels), images.decode(JPEG, channels)
+        )
+
+
+def test_damage_that_a_jpeg_shows_is_an_error():
+    bad_codes = JPEG[: START_OF_SCAN + 200] + b"\xff\0" * 99 + JPEG[START_OF_SCAN + 400 :]
+    in_parts = WHOLE["in parts"]
+    first, second, third = (m.start() for m in re.finditer(rb"\xff[\xd0-\xd2]", in_parts))
+    for encoded, reason in (
+        (bad_codes, "bad Huffman code"),
+        (in_parts[:second] + in_parts[third:], "found marker 0xd2 instead of RST1"),
+        (in_parts[: first + 2] + in_parts[second:], "premature end of data segment"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            images.decode(encoded, num_channels=3)
+
+
+def with_bytes(encoded: bytes, after: bytes, offset: int, new: bytes) -> bytes:
+    start = encoded.index(after) + offset
+    return encoded[:start] + new + encoded[start + len(new) :]
+
+
+def png_of_claimed_size(width: int, height: int) -> bytes:
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    png = with_bytes(encode(np.zeros((1, 1, 3), np.uint8), "PNG"), b"IHDR", 4, size)
+    return with_bytes(png, b"IHDR", 17, zlib.crc32(png[12:29]).to_bytes(4, "big"))
+
+
+DOT = np.zeros((1, 1, 3), np.uint8)
+# Files of some hundred bytes whose headers promise 60,000 x 60,000 pixels, or as many as can be.
+BOMBS = {
+    "PNG": png_of_claimed_size(60_000, 60_000),
+    "JPEG": with_bytes(encode(DOT, "JPEG"), b"\xff\xc0", 5, b"\xea\x60" * 2),
+    "progressive": with_bytes(
+        encode(DOT, "JPEG", progressive=True), b"\xff\xc2", 5, b"\xea\x60" * 2
+    ),
+    "GIF": with_bytes(encode(DOT, "GIF"), b"GIF8", 6, b"\x60\xea" * 2),
+    "BMP": with_bytes(encode(DOT, "BMP"), b"BM", 18, b"\x60\xea\0\0" * 2),
+    "WebP": with_bytes(encode(DOT, "WEBP"), b"\x9d\x01\x2a", 3, b"\xff\x3f" * 2),
+}
+
+
+@pytest.mark.parametrize("encoded", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_a_decompression_bomb_is_refused(encoded: bytes, num_channels: int):
+    with pytest.raises(ValueError, match=rf"exceeds limit of {images.MAX_PIXELS} pixels.*\("):
+        images.decode(encoded, num_channels)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"\x00", b"no image at all" * 100, JPEG[:2], JPEG[:300], WHOLE["PNG"][:20]],
+    ids=["empty", "one byte", "text", "magic alone", "cut in a header", "cut in PNG's header"],
+)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_rubbish_is_a_value_error_that_tells_its_size(encoded: bytes, num_channels: int):
+    with pytest.raises(ValueError, match=rf"^not an image .*\({len(encoded)} bytes\)$"):
+        images.decode(encoded, num_channels)
+
+
+# Run by itself, so that a crash or a hang of native code ends this process and not the tests. Its
+# arguments are the number of files to make, and a folder with whole files and with bombs.
+FUZZ = """
+import faulthandler, pathlib, resource, sys
+import numpy as np
+from train.data import images
+
+faulthandler.dump_traceback_later(100, exit=True)
+number, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+whole, bombs = (
+    [path.read_bytes() for path in sorted(folder.glob(kind))] for kind in ("whole*", "bomb*")
+)
+
+def mutate(rng):
+    data = bytearray(whole[rng.integers(len(whole))])
+    other = whole[rng.integers(len(whole))]
+    for kind in rng.integers(9, size=rng.integers(1, 3)):
+        start, end = sorted(rng.integers(len(data) + 1, size=2).tolist())
+        head = int(rng.integers(64))
+        if kind == 0:
+            data[start:] = b""
+        elif kind == 1:
+            data[min(head, len(data) - 1)] = rng.integers(256)
+        elif kind == 2:
+            data[:head] = other[:head]
+        elif kind == 3:
+            data[start:end] = other[start:end]
+        elif kind == 4:
+            data[start:end] = bytes(end - start)
+        elif kind == 5:
+            data[start:start] = rng.bytes(head)
+        else:
+            for place in rng.integers(len(data), size=rng.integers(1, 5)):
+                data[place] ^= 1 << rng.integers(8)
+        data = data or bytearray(1)
+    return bytes(data)
+
+def mebibytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+for encoded in whole:
+    images.decode(encoded, 3)
+before = mebibytes()
+for encoded in bombs:
+    try:
+        images.decode(encoded, 3)
+    except ValueError:
+        continue
+    raise AssertionError("a bomb was decoded")
+assert mebibytes() - before < 100, mebibytes() - before
+
+decoded = refused = 0
+for seed in range(number):
+    print(seed, flush=True)
+    rng = np.random.default_rng(seed)
+    encoded, channels = mutate(rng), int(rng.choice([1, 3]))
+    try:
+        image = images.decode(encoded, channels)
+    except ValueError as error:
+        assert str(error).startswith("not an image that can be decoded: "), error
+        assert str(error).endswith(f" ({len(encoded)} bytes)"), error
+        assert len(str(error).splitlines()) == 1, error
+        refused += 1
+        continue
+    height, width, found = image.shape
+    assert image.dtype == np.uint8 and found == channels
+    assert 1 <= height * width <= images.MAX_PIXELS
+    augmented = images.augment(image, 16, "crop-flip", rng)
+    evaluated = images.evaluation_crop(image, 16, "crop-flip")
+    assert augmented.shape == evaluated.shape == (16, 16, channels)
+    decoded += 1
+print(decoded, refused)
+"""
+
+
+def test_mutated_files_give_an_image_or_the_error(tmp_path: Path):
+    small = picture(20, 33)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, encoded in enumerate(
+        [
+            encode(small, "JPEG"),
+            encode(small, "JPEG", exif=exif.tobytes()),
+            encode(small, "JPEG", progressive=True),
+            encode(small, "JPEG", "L", restart_marker_blocks=1),
+            encode(small, "JPEG", "CMYK"),
+            encode(small, "PNG"),
+            encode(small, "PNG", "P", exif=exif.tobytes()),
+            encode(small, "PNG", "LA"),
+            encode(DEEP[:20, :33, 0], "PNG"),
+            encode(small, "WEBP"),
+            encode(small, "WEBP", lossless=True, exif=exif.tobytes()),
+            encode(small, "WEBP", "RGBA"),
+            encode(small, "GIF"),
+            encode(small, "BMP"),
+            encode(small, "TIFF", compression="tiff_lzw"),
+        ]
+    ):
+        (tmp_path / f"whole{number:02}").write_bytes(encoded)
+    for name, encoded in BOMBS.items():
+        (tmp_path / f"bomb {name}").write_bytes(encoded)
+    fuzzed = subprocess.run(
+        [sys.executable, "-c", FUZZ, "3000", str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    *seeds_tried, last = fuzzed.stdout.splitlines() or ["none"]
+    assert fuzzed.returncode == 0, f"seed {last}: {fuzzed.returncode}: {fuzzed.stderr[-2000:]}"
+    decoded, refused = map(int, last.split())
+    assert decoded + refused == len(seeds_tried) == 3000
+    assert decoded > 500
+    assert refused > 500
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]), seeds)
+@property_test
+def test_shrinking_takes_the_mean_over_areas(rows: int, columns: int, channels: int, seed: int):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(256, size=(5 * rows, 4 * columns, channels), dtype=np.uint8)
+    means = image.reshape(5, rows, 4, columns, channels).astype(float).mean(axis=(1, 3))
+    resized = images.resize(image, 5, 4)
+    assert resized.dtype == np.uint8
+    np.testing.assert_allclose(resized.astype(float), means, rtol=0, atol=1)  # rounded
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_side_is_averaged_also_where_the_other_grows(transposed: bool):
+    """A panorama of stripes becomes even, where taking single pixels would give stripes again."""
+    stripes = np.zeros((10, 30_000, 1), np.uint8)
+    stripes[:, ::2] = 255
+    image = stripes.transpose(1, 0, 2) if transposed else stripes
+    resized = images.resize(image, 32, 32)
+    np.testing.assert_allclose(resized.astype(float), 127.5, atol=2)
+
+
+@given(sides, sides, seeds)
+@property_test
+def test_a_random_crop_lies_inside_with_area_and_ratio_in_range(height: int, width: int, seed: int):
+    crop = images.random_resized_crop(coordinates(height, width), 256, np.random.default_rng(seed))
+    assert crop.shape == (256, 256, 2)
+    assert crop.dtype == np.uint8
+    top, bottom, left, right = rectangle(crop)
+    assert 0 <= top <= bottom < height
+    assert 0 <= left <= right < width
+    crop_height, crop_width = bottom - top + 1, right - left + 1
+    if crop_height == crop_width == min(height, width):
+        return  # the central square, where nothing else fits
+    # Each side is rounded to a whole pixel, which moves it by half of one at most.
+    assert (crop_height + 0.5) * (crop_width + 0.5) >= 0.08 * height * width
+    assert (crop_height - 0.5) * (crop_width - 0.5) <= height * width
+    assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
+    assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
+
+
+def test_random_crops_fill_the_ranges_of_the_paper():
+    """Uniform areas from 8 % to 100 %, and ratios from 3/4 to 4/3, as likely wide as high."""
+    image = coordinates(200, 250)
+    crops = [
+        images.random_resized_crop(image, 256, np.random.default_rng(seed)) for seed in range(2000)
+    ]
+    edges = np.array([rectangle(crop) for crop in crops], float)
+    heights, widths = edges[:, 1] - edges[:, 0] + 1, edges[:, 3] - edges[:, 2] + 1
+    areas, ratios = heights * widths / (200 * 250), widths / heights
+    # Nearly all of the areas fit below a half, so of those a third is below (0.08 + 0.42/3).
+    below_half = areas[areas < 0.5]
+    assert 0.25 < (below_half < 0.08 + 0.42 / 3).mean() < 0.42
+    assert areas.min() < 0.1
+    assert areas.max() > 0.95
+    assert (heights.max(), widths.max()) == (200, 250)
+    assert ratios.min() < 0.78
+    assert ratios.max() > 1.28
+    small = areas < 0.3  # small ones fit whatever their ratio
+    assert 0.4 < (ratios[small] > 1).mean() < 0.6
+    # They reach each edge of the image, also those that do not fill it.
+    narrow = edges[(heights < 100) & (widths < 100)]
+    assert narrow.min(axis=0)[[0, 2]].tolist() == [0, 0]
+    assert narrow.max(axis=0)[[1, 3]].tolist() == [199, 249]
+    # The central square is for the one in 10**5 where ten rectangles in a row do not fit.
+    assert not ((heights == 200) & (widths == 200)).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 255), (255, 8)])
+def test_where_no_rectangle_fits_the_central_square_is_taken(height: int, width: int):
+    crop = images.random_resized_crop(coordinates(height, width), 256, np.random.default_rng(0))
+    start = (255 - 8) // 2
+    expected = (0, 7, start, start + 7) if width == 255 else (start, start + 7, 0, 7)
+    assert rectangle(crop) == expected
+
+
+def is_mirrored(image: np.ndarray) -> bool:
+    return int(image[0, 0, 1]) > int(image[0, -1, 1])
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "share"), [("crop-flip", 0.5), ("shift-flip", 0.5), ("shift", 0)]
+)
+def test_half_of_the_images_are_mirrored_where_a_flip_is_asked_for(
+    augmentation: images.Augmentation, share: float
+):
+    image = coordinates(64, 64) + np.uint8(1)
+    augmented = [
+        images.augment(image, 64, augmentation, np.random.default_rng(seed))[10:-10, 10:-10]
+        for seed in range(400)
+    ]
+    mirrored = [is_mirrored(crop) for crop in augmented]
+    assert abs(np.mean(mirrored) - share) <= (0.1 if share else 0)
+    # Never upside down.
+    assert all(crop[0, 0, 0] <= crop[-1, 0, 0] for crop in augmented)
+
+
+@pytest.mark.parametrize(("size", "pad"), [(8, 1), (28, 3)])
+def test_shifts_cover_all_offsets_and_bring_in_zeros(size: int, pad: int):
+    image = coordinates(size, size) + np.uint8(1)
+    padded = np.zeros((size + 2 * pad, size + 2 * pad, 2), np.uint8)
+    padded[pad:-pad, pad:-pad] = image
+    seen = set()
+    for seed in range(100 * (2 * pad + 1)):
+        shifted = images.random_shift(image, np.random.default_rng(seed))
+        middle = shifted[size // 2, size // 2].astype(int)
+        top, left = middle - 1 - size // 2 + pad
+        np.testing.assert_array_equal(shifted, padded[top : top + size, left : left + size])
+        seen.add((top, left))
+    assert seen == {(i, j) for i in range(2 * pad + 1) for j in range(2 * pad + 1)}
+
+
+@given(
+    sides, sides, st.sampled_from([1, 3]), st.integers(8, 64),
+    st.sampled_from(get_args(images.Augmentation)), seeds,
+)  # fmt: skip
+@property_test
+def test_any_image_becomes_a_square_of_the_size_asked_for(
+    height: int, width: int, channels: int, size: int, augmentation: Any, seed: int
+):
+    image = np.full((height, width, channels), 7, np.uint8)
+    augmented = images.augment(image, size, augmentation, np.random.default_rng(seed))
+    evaluated = images.evaluation_crop(image, size, augmentation)
+    assert augmented.shape == evaluated.shape == (size, size, channels)
+    assert augmented.dtype == evaluated.dtype == np.uint8
+    assert (evaluated == 7).all()  # an evaluation image has no padding
+    if augmentation == "crop-flip":
+        assert (augmented == 7).all()
+
+
+def test_augmentation_is_a_function_of_its_generator():
+    image = coordinates(50, 60)
+    once, again, other = (
+        images.augment(image, 32, "crop-flip", np.random.default_rng(seed)) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).any()
+
+
+def test_an_image_of_256_pixels_is_evaluated_on_its_central_224():
+    image = np.random.default_rng(0).integers(256, size=(256, 300, 3), dtype=np.uint8)
+    crop = images.evaluation_crop(image, 224, "crop-flip")
+    np.testing.assert_array_equal(crop, image[16:240, 38:262])
+
+
+@given(sides, sides)
+@property_test
+def test_the_evaluation_crop_is_central(height: int, width: int):
+    crop = images.evaluation_crop(coordinates(height, width), 256, "crop-flip")
+    top, bottom, left, right = rectangle(crop)
+    side = bottom - top + 1
+    assert right - left + 1 == side
+    assert abs(side - min(height, width) * 224 / 256) <= 0.5 or side == 1
+    assert abs(top - (height - 1 - bottom)) <= 1
+    assert abs(left - (width - 1 - right)) <= 1
+
+
+def test_small_images_are_evaluated_whole():
+    image = coordinates(28, 28)
+    np.testing.assert_array_equal(images.evaluation_crop(image, 28, "shift-flip"), image)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(IMAGENET_MEAN, IMAGENET_STD), ((0.3,), (0.38,))], ids=["colour", "grey"]
+)
+def test_normalize_is_the_distance_from_the_mean_in_deviations(
+    mean: tuple[float, ...], std: tuple[float, ...]
+):
+    every_value = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, len(mean)))
+    pixels = every_value.reshape(2, 8, 16, len(mean))
+    expected = (pixels / 255 - np.asarray(mean)) / np.asarray(std)
+    got = jax.jit(lambda x: images.normalize(x, mean, std, jnp.dtype(jnp.float32)))(pixels)
+    assert got.dtype == jnp.float32
+    # Relative to a deviation, because a value may lie on the mean.
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalize_rounds_to_bfloat16_only_at_the_end():
+    pixels = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    expected = (np.arange(256) / 255 - 0.3)[:, None] / 0.38
+    got = images.normalize(jnp.asarray(pixels), (0.3,), (0.38,), jnp.dtype(jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    # Half a unit in the last of bfloat16's 8 places. At the mean, bfloat16 arithmetic would lose
+    # all of them.
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=2**-8)

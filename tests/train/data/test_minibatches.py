@@ -1,0 +1,542 @@
+"""The data order and the augmentation as pure functions, whoever loads the data."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_datasets.core import registered
+
+from train.config import Config, DataError, UsageError
+from train.data.images import evaluation_crop
+from train.data.minibatches import (
+    NO_LABEL,
+    SOUND,
+    Dataset,
+    Examples,
+    epoch_order,
+    evaluation_minibatches,
+    open_dataset,
+    training_minibatches,
+)
+from train.recipes import digits
+from train.step.workers import Workers, make_workers
+
+REPOSITORY = Path(__file__).parents[3]
+
+seeds = st.integers(0, 2**32 - 1)
+property_test = settings(deadline=None, derandomize=True, max_examples=50)
+
+
+class Numbered:
+    """Images of noise in memory, each with its own number as its label."""
+
+    def __init__(self, num_examples: int) -> None:
+        rng = np.random.default_rng(0)
+        self.pixels = rng.integers(1, 256, size=(num_examples, 8, 8, 1), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": cv2.imencode(".png", self.pixels[index])[1].tobytes(), "label": index}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+def numbered(num_train: int = 37, num_evaluation: int = 13) -> Dataset:
+    return Dataset(
+        name="numbered",
+        class_names=[str(label) for label in range(max(num_train, num_evaluation))],
+        train=Numbered(num_train),
+        evaluation=Numbered(num_evaluation),
+    )
+
+
+def small_config(**changes: Any) -> Config:
+    """Minibatches of k = 4 times n = 3: three steps an epoch of 37 images."""
+    return dataclasses.replace(digits(), num_workers=4, batch_size_per_worker=3, **changes)
+
+
+def workers_of(config: Config, num_devices: int = 1) -> Workers:
+    return make_workers(config, jax.devices()[:num_devices])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneHost(Workers):
+    """The workers as one of several processes sees them, which feeds only its own."""
+
+    fed_here: tuple[int, ...]
+
+    @property
+    def local(self) -> np.ndarray:
+        return np.asarray(self.fed_here)
+
+
+def as_host(workers: Workers, fed_here: Sequence[int]) -> OneHost:
+    fields = {field.name: getattr(workers, field.name) for field in dataclasses.fields(workers)}
+    return OneHost(**fields, fed_here=tuple(fed_here))
+
+
+def in_order_of_workers(rows: Examples, workers: Workers) -> Examples:
+    """The rows of a minibatch, as (worker, image, ...), worker 0 first."""
+
+    def reorder(column: np.ndarray) -> np.ndarray:
+        by_worker = column.reshape(len(workers.local), -1, *column.shape[1:])
+        return by_worker[np.argsort(workers.local)]
+
+    return Examples(*map(reorder, rows))
+
+
+def training_steps(
+    config: Config, first: int, last: int, workers: Workers | None = None
+) -> list[Examples]:
+    workers = workers or workers_of(config)
+    minibatches = training_minibatches(numbered(), config, workers, first, last)
+    return [in_order_of_workers(rows, workers) for rows in minibatches]
+
+
+def assert_same(left: Examples, right: Examples) -> None:
+    for column, other in zip(left, right, strict=True):
+        np.testing.assert_array_equal(column, other)
+
+
+def augmented(config: Config, epoch: int) -> dict[int, bytes]:
+    """What became of each example in an epoch of 36 images."""
+    steps_per_epoch = 37 // (config.num_workers * config.batch_size_per_worker)
+    steps = training_steps(config, epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+    return {
+        int(label): image.tobytes()
+        for step in steps
+        for images, labels in zip(step.images, step.labels, strict=True)
+        for image, label in zip(images, labels, strict=True)
+    }
+
+
+@given(seeds, st.integers(0, 1000), st.integers(1, 500))
+@property_test
+def test_an_epoch_is_a_permutation(seed: int, epoch: int, num_examples: int):
+    order = epoch_order(seed, epoch, num_examples)
+    assert sorted(order.tolist()) == list(range(num_examples))
+
+
+def test_the_order_differs_between_epochs_and_seeds():
+    orders = {tuple(epoch_order(s, e, 50).tolist()) for s in range(20) for e in range(20)}
+    assert len(orders) == 400
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    order = epoch_order(1, 2, 50).tolist()
+    epoch_order.cache_clear()
+    np.random.seed(3)
+    epoch_order(1, 3, 50)
+    assert epoch_order(1, 2, 50).tolist() == order
+
+
+def test_a_worker_has_the_slice_of_the_order_at_its_place():
+    """Position s·kn + j·n of the epoch is where worker j's part of step s begins."""
+    steps = training_steps(small_config(seed=5), 0, 6)
+    for step, (epoch, place) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]):
+        order = epoch_order(5, epoch, 37)[12 * place : 12 * (place + 1)]
+        np.testing.assert_array_equal(steps[step].labels, order.reshape(4, 3))
+
+
+def test_the_workers_share_an_epoch_without_overlap_but_for_the_remainder():
+    steps = training_steps(small_config(), 0, 6)
+    for epoch in (steps[:3], steps[3:]):
+        examples = np.concatenate([step.labels.ravel() for step in epoch])
+        assert len(examples) == len(set(examples.tolist())) == 36
+        assert set(examples.tolist()) < set(range(37))
+
+
+def test_training_images_are_those_of_their_labels():
+    pixels = Numbered(37).pixels
+    for step in training_steps(small_config(), 0, 3):
+        for image, label in zip(
+            step.images.reshape(-1, 8, 8, 1), step.labels.ravel().tolist(), strict=True
+        ):
+            # The middle of a shifted image lies at most one pixel from where it was.
+            windows = np.lib.stride_tricks.sliding_window_view(pixels[label], (6, 6, 1))
+            assert (windows.reshape(-1, 6, 6, 1) == image[1:7, 1:7]).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(4, 1), (2, 2), (1, 4), (2, 1)])
+def test_minibatches_are_the_same_on_any_devices_in_any_parts(
+    num_devices: int, accumulation_steps: int
+):
+    whole = training_steps(small_config(), 0, 4)
+    config = small_config(accumulation_steps=accumulation_steps)
+    parts = training_steps(config, 0, 4, workers_of(config, num_devices))
+    for left, right in zip(whole, parts, strict=True):
+        assert_same(left, right)
+
+
+@pytest.mark.parametrize("hosts", [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(3,), (2, 0), (1,)]])
+def test_hosts_put_together_have_the_same_minibatches(hosts: list[tuple[int, ...]]):
+    config = small_config()
+    whole = training_steps(config, 0, 100)
+    of_hosts = [training_steps(config, 0, 100, as_host(workers_of(config), h)) for h in hosts]
+    place = {
+        worker: (h, i) for h, host in enumerate(hosts) for i, worker in enumerate(sorted(host))
+    }
+    for step, expected in enumerate(whole):
+        assert sum(len(host[step].labels) for host in of_hosts) == 4
+        for worker in range(4):
+            host, row = place[worker]
+            found = of_hosts[host][step]
+            assert_same(
+                Examples(*(column[row] for column in found)),
+                Examples(*(column[worker] for column in expected)),
+            )
+
+
+def test_a_run_that_starts_later_goes_on_with_the_same_minibatches():
+    config = small_config()
+    whole = training_steps(config, 0, 100)
+    for first in (1, 3, 50, 98, 100):  # in the middle and at the ends of epochs, and at the end
+        later = training_steps(config, first, 100)
+        for left, right in zip(whole[first:], later, strict=True):
+            assert_same(left, right)
+
+
+def test_augmentation_depends_on_seed_epoch_and_example_alone():
+    config = small_config(seed=1)
+    once = augmented(config, epoch=1)
+    for k, n in [(12, 1), (1, 12), (2, 9)]:
+        other = augmented(
+            dataclasses.replace(config, num_workers=k, batch_size_per_worker=n), epoch=1
+        )
+        assert once == other
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 2), (2, 1)], ids=["another epoch", "another seed"])
+def test_augmentation_differs_between_epochs_and_seeds(seed: int, epoch: int):
+    once, other = augmented(small_config(seed=1), 1), augmented(small_config(seed=seed), epoch)
+    both = once.keys() & other.keys()
+    # One shift in nine is the same by chance.
+    assert sum(once[example] != other[example] for example in both) > len(both) / 2
+
+
+def test_examples_of_one_epoch_are_augmented_differently():
+    """A shift shows in the zeros that it brings in."""
+    borders = set()
+    for step in training_steps(small_config(), 0, 3):
+        for image in step.images.reshape(-1, 8, 8):
+            edges = (image[0], image[-1], image[:, 0], image[:, -1])
+            borders.add(tuple(not edge.any() for edge in edges))
+    assert len(borders) == 9
+
+
+@pytest.mark.parametrize("num_evaluation", [1, 11, 12, 13, 24, 29])
+def test_each_evaluation_example_comes_once_and_the_rest_is_padding(num_evaluation: int):
+    dataset, config = numbered(num_evaluation=num_evaluation), small_config()
+    workers = workers_of(config)
+    minibatches = list(evaluation_minibatches(dataset, config, workers))
+    assert len(minibatches) == -(-num_evaluation // 12)
+    assert all(rows.images.shape == (12, 8, 8, 1) for rows in minibatches)
+    assert all(rows.images.dtype == np.uint8 for rows in minibatches)
+    labels = np.concatenate([rows.labels for rows in minibatches])
+    assert labels.dtype == np.int32
+    padding = [NO_LABEL] * (len(labels) - num_evaluation)
+    assert labels.tolist() == list(range(num_evaluation)) + padding
+    images = np.concatenate([rows.images for rows in minibatches])
+    np.testing.assert_array_equal(images[:num_evaluation], Numbered(num_evaluation).pixels)
+
+
+def test_hosts_share_the_evaluation_examples():
+    dataset, config = numbered(num_evaluation=29), small_config()
+    labels = [
+        rows.labels
+        for fed_here in [(0, 2), (3,), (1,)]
+        for rows in evaluation_minibatches(dataset, config, as_host(workers_of(config), fed_here))
+    ]
+    seen = np.concatenate(labels)
+    assert len(seen) == 36
+    assert sorted(seen[seen != NO_LABEL].tolist()) == list(range(29))
+
+
+def test_evaluation_images_are_cropped_as_the_recipe_says():
+    dataset = numbered(num_evaluation=5)
+    config = small_config(augmentation="crop-flip", image_size=16)
+    (rows,) = evaluation_minibatches(dataset, config, workers_of(config))
+    for image, pixels in zip(rows.images[:5], Numbered(5).pixels, strict=True):
+        np.testing.assert_array_equal(image, evaluation_crop(pixels, 16, "crop-flip"))
+
+
+def test_real_digits_arrive_as_uint8_images_and_int32_labels(
+    digits_config: Callable[..., Config],
+):
+    config = digits_config(num_workers=4, batch_size_per_worker=3)
+    dataset, workers = open_dataset(config), workers_of(config)
+    for rows in training_minibatches(dataset, config, workers, 0, 2):
+        assert (rows.images.shape, rows.images.dtype) == ((12, 8, 8, 1), np.uint8)
+        assert (rows.labels.shape, rows.labels.dtype) == ((12,), np.int32)
+        assert 0 <= rows.labels.min() <= rows.labels.max() <= 9
+        assert rows.images.max() > 200
+
+
+class Broken(Numbered):
+    """Some files of the set are damaged."""
+
+    def __init__(self, num_examples: int, damaged: Collection[int]) -> None:
+        super().__init__(num_examples)
+        self.damaged = damaged
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = super().__getitem__(index)
+        return record | {"image": record["image"][:-40]} if index in self.damaged else record
+
+
+def broken(damaged: Collection[int]) -> Dataset:
+    return dataclasses.replace(
+        numbered(), train=Broken(37, damaged), evaluation=Broken(13, damaged)
+    )
+
+
+def test_another_image_takes_the_place_of_a_damaged_one():
+    """With its own label, and with the rest of the minibatch as it would have been."""
+    config = small_config()
+    workers = workers_of(config)
+    pixels = Numbered(37).pixels
+    replacements = []
+    for rows, sound in zip(
+        training_minibatches(broken({7, 20}), config, workers, 0, 9),
+        training_minibatches(numbered(), config, workers, 0, 9),
+        strict=True,
+    ):
+        damaged = np.isin(sound.labels, [7, 20])
+        np.testing.assert_array_equal(rows.corrupt, np.where(damaged, sound.labels, SOUND))
+        np.testing.assert_array_equal(rows.labels[~damaged], sound.labels[~damaged])
+        np.testing.assert_array_equal(rows.images[~damaged], sound.images[~damaged])
+        for image, label in zip(rows.images[damaged], rows.labels[damaged], strict=True):
+            windows = np.lib.stride_tricks.sliding_window_view(pixels[label], (6, 6, 1))
+            assert (windows.reshape(-1, 6, 6, 1) == image[1:7, 1:7]).all(axis=(1, 2, 3)).any()
+            replacements.append(int(label))
+    assert 5 <= len(replacements) <= 6  # two in each of three epochs, of which one is left out
+    assert not {7, 20} & set(replacements)
+    assert len(set(replacements)) > 2  # another one in each epoch
+
+
+def test_a_replacement_depends_on_seed_epoch_and_example_alone():
+    def replaced(config: Config, workers: Workers, first: int, last: int) -> set[Any]:
+        return {
+            (int(example), int(label), image.tobytes())
+            for rows in training_minibatches(broken({7, 20}), config, workers, first, last)
+            for image, label, example in zip(*rows, strict=True)
+            if example != SOUND
+        }
+
+    config = small_config(seed=4)
+    whole = replaced(config, workers_of(config), 0, 9)
+    assert len(whole) >= 5
+    hosts = [as_host(workers_of(config), fed_here) for fed_here in [(0, 3), (1, 2)]]
+    assert set.union(*(replaced(config, host, 0, 9) for host in hosts)) == whole
+    parts = [replaced(config, workers_of(config), *steps) for steps in [(0, 4), (4, 9)]]
+    assert set.union(*parts) == whole
+    other = dataclasses.replace(config, num_workers=12, batch_size_per_worker=1)
+    assert replaced(other, workers_of(other), 0, 9) == whole
+    another_seed = dataclasses.replace(config, seed=5)
+    assert not replaced(another_seed, workers_of(another_seed), 0, 9) & whole
+
+
+def test_a_damaged_image_is_left_out_of_an_evaluation():
+    config = small_config()
+    minibatches = list(evaluation_minibatches(broken({0, 5, 12}), config, workers_of(config)))
+    labels, corrupt = (
+        np.concatenate([getattr(rows, name) for rows in minibatches])
+        for name in ("labels", "corrupt")
+    )
+    is_damaged = np.isin(np.arange(24), [0, 5, 12])
+    is_left_out = is_damaged | (np.arange(24) >= 13)
+    np.testing.assert_array_equal(labels, np.where(is_left_out, NO_LABEL, np.arange(24)))
+    np.testing.assert_array_equal(corrupt, np.where(is_damaged, np.arange(24), SOUND))
+
+
+def test_a_data_set_with_no_image_that_can_be_decoded_is_told_so():
+    config, nothing = small_config(), broken(range(37))
+    with pytest.raises(
+        DataError, match=r"^image \d+ of the split 'train' of numbered is not an ima"
+    ):
+        list(training_minibatches(nothing, config, workers_of(config), 0, 6))
+
+
+IMAGE = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
+LABEL = tfds.features.ClassLabel(num_classes=10)
+
+
+def prepare(
+    data_dir: Path,
+    name: str,
+    features: dict[str, Any],
+    splits: Sequence[str] = ("train", "test"),
+    unlabelled: Sequence[str] = (),
+) -> None:
+    """Prepare a data set of three black images with tensorflow-datasets."""
+    png = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
+
+    def examples(split: str) -> Any:
+        for index in range(3):
+            label = -1 if split in unlabelled else index
+            yield index, {f: io.BytesIO(png) if f == "image" else label for f in features}
+
+    def info(self: Any) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    members = {
+        "__module__": "",
+        "name": name,
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
+        "_generate_examples": lambda self, split: examples(split),
+    }
+    with registered.skip_registration():
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
+    builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+def test_any_prepared_set_of_labelled_images_is_opened(tmp_path: Path):
+    prepare(tmp_path, "squares", {"image": IMAGE, "label": LABEL, "id": np.int64})
+    dataset = open_dataset(small_config(data_dir=tmp_path, dataset="squares"))
+    assert (len(dataset.train), len(dataset.evaluation), dataset.num_classes) == (3, 3, 10)
+
+
+def test_validation_is_preferred_to_test(tmp_path: Path):
+    prepare(tmp_path, "squares", {"image": IMAGE, "label": LABEL}, ("train", "test", "validation"))
+    dataset = open_dataset(small_config(data_dir=tmp_path, dataset="squares"))
+    assert "validation" in repr(dataset.evaluation)
+
+
+def usage_error(**changes: Any) -> str:
+    with pytest.raises(UsageError) as error:
+        open_dataset(small_config(**changes))
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_missing_data_set_is_told_how_to_be_prepared(tmp_path: Path):
+    message = usage_error(data_dir=tmp_path, dataset="cifar10")
+    assert message.startswith(f"--dataset cifar10 is not prepared in {tmp_path}; prepare it once")
+    assert f"'python -m train.prepare cifar10 --data-dir {tmp_path}'" in message
+
+
+def test_the_recipe_for_any_data_set_asks_for_its_name(tmp_path: Path):
+    assert usage_error(data_dir=tmp_path, dataset="").startswith("--dataset is missing; name a")
+
+
+@pytest.mark.parametrize("name", ["two words", "digits/", "../digits", "/etc"])
+def test_what_is_no_name_of_a_data_set_is_refused(tmp_path: Path, name: str):
+    message = usage_error(data_dir=tmp_path, dataset=name)
+    assert message.startswith(f"--dataset {name} cannot be opened; a name is NAME, NAME/CONFIG")
+
+
+def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    message = usage_error(data_dir=tmp_path / "file")
+    assert message.startswith(f"--data-dir {tmp_path / 'file'} cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("features", "found"),
+    [
+        ({"image": IMAGE}, "image (Image)"),
+        ({"image": IMAGE, "label": np.int64}, "image (Image), label (Tensor)"),
+        ({"label": LABEL}, "label (ClassLabel)"),
+    ],
+    ids=["no label", "no class", "no image"],
+)
+def test_other_features_are_named_with_those_that_are_needed(
+    tmp_path: Path, features: dict[str, Any], found: str
+):
+    prepare(tmp_path, "others", features)
+    assert usage_error(data_dir=tmp_path, dataset="others") == (
+        f"--dataset others has the features {found}; needed are image (Image) and label "
+        "(ClassLabel)"
+    )
+
+
+@pytest.mark.parametrize("splits", [("train",), ("test",), ("training", "validation")])
+def test_missing_splits_are_named(tmp_path: Path, splits: tuple[str, ...]):
+    prepare(tmp_path, "halves", {"image": IMAGE, "label": LABEL}, splits)
+    assert usage_error(data_dir=tmp_path, dataset="halves") == (
+        f"--dataset halves has the splits {sorted(splits)}; needed are 'train' and 'validation' "
+        "or 'test'"
+    )
+
+
+def test_a_test_split_without_labels_is_refused(tmp_path: Path):
+    prepare(tmp_path, "contest", {"image": IMAGE, "label": LABEL}, unlabelled=["test"])
+    assert usage_error(data_dir=tmp_path, dataset="contest").startswith(
+        "--dataset contest has no labels in its split 'test'"
+    )
+
+
+@pytest.mark.parametrize("field", ["pythonClassName", "python_class_name", "python\\u0043lassName"])
+def test_a_data_set_cannot_have_modules_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+):
+    prepare(tmp_path, "trojan", {"image": IMAGE, "label": LABEL})
+    (path,) = tmp_path.rglob("features.json")
+    text = path.read_text().replace("pythonClassName", field)
+    path.write_text(text.replace("tensorflow_datasets.core.features.image_feature", "payload"))
+    (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'has_run')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = usage_error(data_dir=tmp_path, dataset="trojan")
+    assert "features.json asks to import payload.Image" in message
+    assert not (tmp_path / "has_run").exists()
+
+
+def test_a_format_without_random_access_is_told_which_has_it(tmp_path: Path):
+    prepare(tmp_path, "sequential", {"image": IMAGE, "label": LABEL})
+    # Only TensorFlow can write tfrecord; the format that the metadata names decides already.
+    path = tmp_path / "sequential" / "1.0.0" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
+    message = usage_error(data_dir=tmp_path, dataset="sequential")
+    assert "is prepared as tfrecord, which has no random access" in message
+    assert "array_record" in message
+
+
+READ_DIGITS = """
+import dataclasses, pathlib, sys
+import train.__main__, train.loop
+from train.data.minibatches import evaluation_minibatches, open_dataset, training_minibatches
+from train.recipes import digits
+from train.step.workers import make_workers
+
+config = dataclasses.replace(digits(), data_dir=pathlib.Path(sys.argv[1]))
+dataset, workers = open_dataset(config), make_workers(config)
+minibatches = training_minibatches(dataset, config, workers, 0, 1)
+print(sum(len(rows.labels) for rows in minibatches))
+print(sum(len(rows.labels) for rows in evaluation_minibatches(dataset, config, workers)))
+print(sorted(name for name in sys.modules if name.split(".")[0] == "tensorflow"))
+"""
+
+
+def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path: Path, digits_dir: Path):
+    # An empty package of that name: whoever wanted to import it could, and would be seen.
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").touch()
+    run = subprocess.run(
+        [sys.executable, "-c", READ_DIGITS, digits_dir],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["128", "384", "[]"]

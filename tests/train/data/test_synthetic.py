@@ -1,0 +1,110 @@
+"""Noise in the place of a data set, to measure the step alone."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from train.__main__ import main
+from train.config import Config, UsageError
+from train.data.builders.digits import Digits
+from train.data.minibatches import (
+    Dataset,
+    Examples,
+    evaluation_minibatches,
+    open_dataset,
+    training_minibatches,
+)
+from train.data.synthetic import CLASSES_AND_IMAGES, Noise
+from train.recipes import RECIPES, imagenet
+from train.step.workers import Workers, make_workers
+
+
+def small(**changes: Any) -> Config:
+    """ImageNet's recipe with minibatches of k = 4 times n = 2 small images."""
+    sizes = {"num_workers": 4, "batch_size_per_worker": 2, "image_size": 32}
+    return dataclasses.replace(imagenet(), data="synthetic", **(sizes | changes))
+
+
+def opened(config: Config) -> tuple[Dataset, Config, Workers]:
+    return open_dataset(config), config, make_workers(config, jax.devices()[:1])
+
+
+def training(config: Config, first: int, last: int) -> list[Examples]:
+    return list(training_minibatches(*opened(config), first, last))
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "imagenet"])
+def test_every_recipe_has_its_shapes_and_needs_no_prepared_data(name: str, tmp_path: Path):
+    config = dataclasses.replace(
+        RECIPES[name](), data="synthetic", data_dir=tmp_path / "none", num_workers=2
+    )
+    dataset, _, workers = opened(config)
+    assert dataset.name == f"synthetic {config.dataset}"
+    assert (dataset.num_classes, len(dataset.train)) == CLASSES_AND_IMAGES[config.dataset]
+    assert len(dataset.evaluation) == config.batch_size
+    for rows in (
+        next(training_minibatches(dataset, config, workers, 0, 1)),
+        *evaluation_minibatches(dataset, config, workers),
+    ):
+        side, channels = config.image_size, len(config.mean)
+        assert rows.images.shape == (config.batch_size, side, side, channels)
+        assert rows.images.dtype == np.uint8
+        assert rows.labels.shape == (config.batch_size,)
+        assert 0 <= rows.labels.min() <= rows.labels.max() < dataset.num_classes
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_sizes_are_those_of_the_data_sets(digits_dir: Path):
+    digits = dataclasses.replace(RECIPES["digits"](), data_dir=digits_dir)
+    dataset = open_dataset(digits)
+    assert CLASSES_AND_IMAGES[Digits.name] == (dataset.num_classes, len(dataset.train))
+
+
+def test_each_step_has_the_same_minibatch_at_no_cost():
+    first, *others = training(small(), 0, 5)
+    assert len(others) == 4
+    assert all(rows is first for rows in others)
+    (later,) = training(small(), 1_000_000, 1_000_001)
+    np.testing.assert_array_equal(later.images, first.images)
+    np.testing.assert_array_equal(later.labels, first.labels)
+
+
+def test_images_and_labels_are_noise_of_the_seed():
+    (rows,), (same,), (other,) = (training(small(seed=seed), 0, 1) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(rows.images, same.images)
+    for one, another in itertools.combinations([*rows.images, *other.images], 2):
+        assert (one != another).mean() > 0.9
+    assert len(set(rows.labels.tolist())) > 4
+
+
+def test_noise_depends_on_its_index_alone():
+    noise = Noise(100, 10)
+    assert len(noise) == 100
+    assert noise.__getitems__([3, 99]) == [noise.__getitems__([i])[0] for i in (3, 99)]
+
+
+@pytest.mark.parametrize(("name", "words"), [("cifar10", "is cifar10"), ("", "is missing")])
+def test_other_data_sets_have_no_shape(name: str, words: str):
+    with pytest.raises(UsageError, match=f"digits, fashion_mnist, imagenet2012; .*{words}"):
+        open_dataset(small(dataset=name))
+
+
+def test_a_run_says_that_it_is_synthetic_and_stays_so(
+    digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = ["--workdir", str(tmp_path / "run"), "--data-dir", str(digits_dir), "--num-steps", "2"]
+    assert main([*run, "--data", "synthetic"]) == 0
+    plan = "data            synthetic digits: 1437 training and 128 test images, 10 classes"
+    assert plan in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["dataset"], summary["num_steps"]) == ("synthetic digits", 2)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["eval/num_examples"]) == (2, 128)
+    assert main(run) == 2
+    assert "--data was synthetic and is now prepared" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""What a person sees, on terminals of several widths and where there is none."""
+
+import dataclasses
+import io
+import os
+import pty
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import jax
+import pytest
+
+from train.config import Config
+from train.data.minibatches import open_dataset
+from train.recipes import imagenet
+from train.run import display
+from train.run.display import Display, outcome, plan
+from train.run.metrics import Record
+from train.step.workers import make_workers
+from train.timeline import Timeline
+
+ESCAPE = "\x1b"
+
+
+def record_of(step: int, test_error: float | None = None) -> Record:
+    record = {
+        "step": step, "epoch": step / 11, "train/loss": 1.2345, "train/top1_error": 0.4321,
+        "train/learning_rate": 0.0125, "train/images_per_second": 6789.1,
+    }  # fmt: skip
+    return record if test_error is None else record | {"eval/top1_error": test_error}
+
+
+def words(shown: str) -> str:
+    """What was shown, without the codes that place and colour it, on one line."""
+    return " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", shown).split())
+
+
+Terminal = Callable[[int], AbstractContextManager[list[str]]]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make stdout a real terminal of a width; all that was shown is in the list afterwards."""
+
+    @contextmanager
+    def make(columns: int) -> Iterator[list[str]]:
+        here, there = pty.openpty()
+        heard, shown = bytearray(), []
+
+        def listen() -> None:
+            try:
+                while heard_now := os.read(here, 4096):
+                    heard.extend(heard_now)
+            except OSError:  # the other end is closed
+                pass
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        with open(there, "w", encoding="utf-8") as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            patch.setenv("TERM", "xterm-256color")
+            patch.setenv("COLUMNS", str(columns))
+            yield shown
+        listener.join()
+        os.close(here)
+        shown.append(heard.decode())
+
+    return make
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 100, 200])
+def test_the_bar_shows_every_number_on_a_terminal_of_any_width(terminal: Terminal, columns: int):
+    with terminal(columns) as shown, Display(1000) as on_screen:
+        on_screen.show(record_of(100, test_error=0.0578))
+        on_screen.show(record_of(500))
+    assert ESCAPE in shown[0]
+    text = words(shown[0])
+    last = text[text.rindex(" 50 %") :]
+    assert re.match(r" 50 % \d+:\d\d:\d\d left", last)
+    for number in ("epoch 45.5", "loss 1.234", " error 43.2 %", "test error 5.78 %", "rate 0.0125"):
+        assert number in last
+    assert "6789 images/s" in last
+    assert "…" not in text
+    assert "/1000" not in text  # what is said line by line elsewhere
+
+
+def time_left(shown: str) -> str:
+    return re.findall(r"(\S+) left", words(shown))[-1]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which rich measures; it moves only when a test moves it."""
+    now = [0.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("seconds", [0.5, 100])
+def test_the_time_left_is_known_however_slow_a_step_is(
+    terminal: Terminal, clock: list[float], seconds: float
+):
+    with terminal(80) as shown, Display(1000) as on_screen:
+        for record in range(11):
+            on_screen.show(record_of(10 * record))
+            clock[0] += 10 * seconds
+    left = 900 * seconds
+    hours, minutes = divmod(left // 60, 60)
+    assert time_left(shown[0]) == f"{hours:.0f}:{minutes:02.0f}:{left % 60:02.0f}"
+
+
+def test_a_resumed_run_does_not_count_the_steps_that_it_found(
+    terminal: Terminal, clock: list[float]
+):
+    with terminal(80) as shown, Display(1000) as on_screen:
+        for step in (900, 910, 920):  # at a second a step
+            clock[0] += 10
+            on_screen.show(record_of(step))
+    assert time_left(shown[0]) == "0:01:20"
+
+
+def test_a_line_is_printed_above_the_bar(terminal: Terminal):
+    with terminal(80) as shown, Display(10) as on_screen:
+        on_screen.say("resuming after step 5")
+    assert "resuming after step 5" in shown[0]  # no part of it in a colour
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]):
+    with Display(20) as on_screen:
+        for step in range(1, 21):
+            on_screen.show(record_of(step, test_error=0.0578 if step == 11 else None))
+    said = capsys.readouterr().out
+    assert ESCAPE not in said
+    # At once the first and the last; between them a line every few seconds.
+    first, last = said.splitlines()
+    assert first == ("step 1/20  epoch 0.1  loss 1.234  error 43.2 %  rate 0.0125  6789 images/s")
+    assert last == (
+        "step 20/20  epoch 1.8  loss 1.234  error 43.2 %  test error 5.78 %  rate 0.0125  "
+        "6789 images/s"
+    )
+
+
+def test_without_a_terminal_a_slow_run_says_a_line_for_each_record(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
+    with Display(20) as on_screen:
+        for step in (5, 10, 15):
+            on_screen.show(record_of(step))
+    steps = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert steps == ["5/20", "10/20", "15/20"]
+
+
+def test_long_lines_are_not_broken_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+    with Display(20) as on_screen:
+        on_screen.say("word " * 100)
+    assert capsys.readouterr().out == "word " * 100 + "\n"
+
+
+def test_brackets_are_words_like_others(capsys: pytest.CaptureFixture[str]):
+    with Display(20) as on_screen:
+        on_screen.say("writes to runs/[bold]x[/bold] [/]")
+    assert capsys.readouterr().out == "writes to runs/[bold]x[/bold] [/]\n"
+
+
+@pytest.mark.parametrize(("encoding", "eta"), [("ascii", "?"), ("cp1252", "?"), ("utf-8", "η")])
+def test_a_letter_that_the_output_lacks_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, eta: str
+):
+    file = io.BytesIO()
+    with io.TextIOWrapper(file, encoding=encoding, write_through=True) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with Display(20) as on_screen:
+            on_screen.say("learning rate   η = 0.1")
+        assert file.getvalue().decode(encoding) == f"learning rate   {eta} = 0.1\n"
+        monkeypatch.undo()
+
+
+def test_only_the_first_process_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with Display(20) as on_screen:
+        on_screen.say("plan")
+        on_screen.show(record_of(20))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_plan_says_what_is_about_to_happen(digits_config: Callable[..., Config]):
+    config = digits_config(accumulation_steps=2)
+    dataset = open_dataset(config)
+    timeline = Timeline(config, len(dataset.train))
+    text = plan(config, timeline, dataset, make_workers(config, jax.devices()[:4]))
+    for part in [
+        "resnet8, float32, 8 x 8 pixels",
+        "4 x cpu, 1 process(es)",
+        "1 on each device at a time, 2 accumulation step(s)",  # 8 workers = 4 x 2 x 1
+        "digits: 1437 training and 360 test images, 10 classes",
+        f"writes to       {config.workdir}",
+        "k = 8 workers x n = 16 images, kn = 128",
+        "η = 0.0125 for 16 images",
+        "kη = 0.1",
+        "gradual, 55 steps (5 epochs)",
+        "990 steps = 90 epochs x 11 steps",
+    ]:
+        assert part in text
+    rows = {line.rsplit(None, 3)[0]: line.split()[-3:] for line in text.splitlines() if line}
+    assert rows["first step after warmup"] == ["55", "5.00", "0.1"]
+    assert rows["milestone, epoch 30"] == ["330", "30.00", "0.01"]
+    assert rows["milestone, epoch 80"] == ["880", "80.00", "0.0001"]
+
+
+def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[..., Config]):
+    config = imagenet()
+    digits = open_dataset(digits_config())
+    dataset = dataclasses.replace(
+        digits,
+        name="imagenet2012",
+        class_names=[str(label) for label in range(1000)],
+        train=range(1_281_167),
+        evaluation=range(50_000),
+    )
+    timeline = Timeline(config, len(dataset.train))
+    text = plan(config, timeline, dataset, make_workers(config, jax.devices()))
+    assert "imagenet2012: 1281167 training and 50000 test images, 1000 classes" in text
+    assert "32 on each device at a time" in text
+    assert "kn = 8192" in text
+    assert "kη = 3.2" in text
+
+
+def test_the_outcome_is_in_percent_and_says_where_the_results_are():
+    summary = {"num_steps": 990, "num_examples_seen": 126_720, "top1_error_median_last5": 0.01389}
+    text = outcome(Path("runs/digits"), summary)
+    assert "990 steps, 126720 images seen, test error 1.39 %" in text
+    assert "runs/digits/summary.json" in text
+    assert all(
+        name in text for name in ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints")
+    )

@@ -1,0 +1,185 @@
+"""The folder of a run."""
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from train.config import Config, RunError, UsageError
+from train.run.metrics import MetricsLog
+from train.run.workdir import claim, finished, read_summary, write_whole
+
+MakeConfig = Callable[..., Config]
+PROC = Path("/proc/self/task")
+ROOT = Path(__file__).parents[3]
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """As on a full disk, a longer file fails after its first bytes have been written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def own(config: Config) -> None:
+    with claim(config):
+        pass
+
+
+def begin_training(config: Config) -> None:
+    with claim(config):
+        MetricsLog(config.workdir, 0).close()
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path):
+    write_whole(tmp_path / "file", "old")
+    write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path):
+    write_whole(tmp_path / "file", "old")
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        write_whole(tmp_path / "file", "new" * 100_000)
+    assert (tmp_path / "file").read_text() == "old"
+    write_whole(tmp_path / "file", "new")  # what the failed one left is in nobody's way
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_new_folder_is_made_and_says_whose_it_is(digits_config: MakeConfig, tmp_path: Path):
+    config = digits_config(workdir=tmp_path / "runs" / "first")
+    own(config)
+    assert Config.from_json((config.workdir / "config.json").read_text()) == config
+
+
+def test_the_same_run_may_come_back_on_another_machine(digits_config: MakeConfig, tmp_path: Path):
+    begin_training(digits_config())
+    own(digits_config())
+    own(digits_config(accumulation_steps=4, num_devices=2, num_steps=5, data_dir=tmp_path))
+
+
+def test_another_run_is_refused_with_each_field_that_differs(digits_config: MakeConfig):
+    config = digits_config()
+    begin_training(config)
+    before = (config.workdir / "config.json").read_text()
+    with pytest.raises(UsageError) as error:
+        own(digits_config(num_workers=16, seed=1))
+    assert str(error.value) == (
+        f"--workdir {config.workdir} holds another run: --num-workers was 8 and is now 16; --seed "
+        "was 0 and is now 1; choose another --workdir or the same configuration, of which only "
+        "where and how it runs may change, such as --num-devices and --accumulation-steps, and the "
+        "minibatch with --allow-batch-size-change"
+    )
+    assert (config.workdir / "config.json").read_text() == before
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(digits_config: MakeConfig):
+    """A command that was stopped before its first step may be given again with other flags."""
+    own(digits_config(seed=1))
+    own(digits_config(seed=2))
+    written = (digits_config().workdir / "config.json").read_text()
+    assert Config.from_json(written) == digits_config(seed=2)
+
+
+HOLD = """
+import dataclasses, sys, time
+from pathlib import Path
+from train.recipes import digits
+from train.run.workdir import claim
+
+with claim(dataclasses.replace(digits(), workdir=Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_workdir_is_held_while_its_run_is_alive_and_not_after_it_died(digits_config: MakeConfig):
+    config = digits_config()
+    command = [sys.executable, "-c", HOLD, str(config.workdir)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            for _ in range(2):  # to be refused takes nothing from the holder
+                with pytest.raises(UsageError) as error:
+                    own(config)
+                assert str(error.value) == (
+                    f"--workdir {config.workdir} is in use by process {holder.pid} on "
+                    f"{socket.gethostname()}; wait for it, stop it, or choose another"
+                )
+            own(digits_config(workdir=config.workdir / "seed-1"))
+        finally:
+            holder.kill()
+    own(config)
+    own(config)
+
+
+def test_the_first_process_holds_the_workdir_for_all(
+    digits_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+):
+    config = digits_config()
+    with claim(config):
+        monkeypatch.setattr("jax.process_index", lambda: 1)
+        own(config)
+
+
+@pytest.mark.parametrize("text", ['{"architectures": ["BertModel"]}', "[1, 2]", "{ // broken"])
+def test_somebody_elses_config_json_is_not_overwritten(digits_config: MakeConfig, text: str):
+    config = digits_config()
+    config.workdir.mkdir(parents=True)
+    (config.workdir / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"holds a config\.json that is not a run's"):
+        own(config)
+    assert (config.workdir / "config.json").read_text() == text
+
+
+def test_a_file_in_the_way_is_one_line(digits_config: MakeConfig, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for workdir, reason in [
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "below", "Not a directory"),
+    ]:
+        with pytest.raises(UsageError) as error:
+            own(digits_config(workdir=workdir))
+        assert str(error.value) == f"--workdir {workdir} cannot be used: {reason}"
+
+
+@pytest.mark.skipif(not PROC.is_dir(), reason="there is no /proc, where even root cannot write")
+def test_a_folder_in_which_nothing_can_be_written_is_one_line(digits_config: MakeConfig):
+    with pytest.raises(RunError, match=f"^--workdir {PROC} cannot be used: "):
+        own(digits_config(workdir=PROC))
+
+
+def test_a_config_json_that_cannot_be_read_is_one_line(digits_config: MakeConfig):
+    config = digits_config()
+    (config.workdir / "config.json").mkdir(parents=True)
+    with pytest.raises(UsageError, match="cannot be used: Is a directory"):
+        own(config)
+
+
+def test_a_run_is_finished_when_its_summary_says_so(digits_config: MakeConfig):
+    config = digits_config()
+    own(config)
+    assert finished(config, 990) is None
+    summary = {"num_steps": 990, "params_digest": "abc"}
+    write_whole(config.workdir / "summary.json", json.dumps(summary))
+    assert finished(config, 990) == read_summary(config.workdir) == summary
+    assert finished(config, 5) == summary  # it has made these as well
+
+
+def test_a_run_that_is_to_be_longer_is_not_finished(digits_config: MakeConfig):
+    config = digits_config()
+    own(config)
+    write_whole(config.workdir / "summary.json", json.dumps({"num_steps": 5}))
+    assert finished(config, 6) is None

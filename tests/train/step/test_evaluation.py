@@ -1,0 +1,68 @@
+"""Every test image counts once, whatever the number of devices."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from train.data.minibatches import NO_LABEL, Records, open_dataset
+from train.recipes import digits
+from train.step.evaluation import error_rates, predict
+from train.step.optimizer import make_optimizer
+from train.step.state import initial_state
+from train.step.train_step import make_steps
+from train.step.workers import make_workers
+
+PRIME = 353  # prime to the minibatch, the workers and the devices
+
+
+class First:
+    """The first records of a data set."""
+
+    def __init__(self, records: Records, number: int) -> None:
+        self._records, self._number = records, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        assert index < self._number
+        return self._records[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        assert max(indices) < self._number
+        return self._records.__getitems__(indices)
+
+
+@pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(1, 1), (8, 1), (2, 4)])
+def test_each_example_counts_exactly_once(
+    digits_dir: Path, num_devices: int, accumulation_steps: int
+):
+    config = dataclasses.replace(
+        digits(), data_dir=digits_dir, accumulation_steps=accumulation_steps
+    )
+    dataset = open_dataset(config)
+    dataset = dataclasses.replace(dataset, evaluation=First(dataset.evaluation, PRIME))
+    workers = make_workers(config, jax.devices()[:num_devices])
+    optimizer = make_optimizer(lambda step: 0.0)
+    steps = make_steps(config, 10, optimizer, workers)
+    state = initial_state(config, 10, optimizer, workers)
+    labels, classes = predict(state.params, state.batch_stats, steps, dataset, config, workers)
+    truth = [record["label"] for record in dataset.evaluation.__getitems__(range(PRIME))]
+    np.testing.assert_array_equal(labels, truth)
+    assert classes.shape == (PRIME, 5)
+    assert error_rates(labels, classes)["eval/num_examples"] == PRIME
+
+
+def test_error_rates_are_shares_of_all_images_that_could_be_decoded():
+    labels = np.array([3, 1, NO_LABEL, 4, 1])
+    classes = np.array([[3, 0, 1], [0, 1, 3], [0, 1, 2], [0, 1, 2], [2, 3, 1]])
+    assert error_rates(labels, classes) == {
+        "eval/top1_error": 0.75,
+        "eval/top5_error": 0.25,
+        "eval/num_examples": 4,
+    }

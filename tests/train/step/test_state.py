@@ -1,0 +1,103 @@
+"""The state that a run starts from, and the digest of what it ends with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.recipes import digits
+from train.step.optimizer import make_optimizer
+from train.step.state import TrainState, initial_state, params_digest
+from train.step.workers import make_workers
+
+OPTIMIZER = make_optimizer(optax.constant_schedule(0.1))
+
+
+def make(num_devices: int, **changes: Any) -> TrainState:
+    config = dataclasses.replace(digits(), **changes)
+    workers = make_workers(config, jax.devices()[:num_devices])
+    return initial_state(config, 10, OPTIMIZER, workers)
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    return make(num_devices=8)
+
+
+def flip_one_bit(value: jax.Array) -> jax.Array:
+    """The last bit of the last number: as small a change as there is."""
+    bits = np.array(value).view(np.uint32)
+    bits.flat[-1] ^= 1
+    return jnp.asarray(bits.view(np.float32))
+
+
+def test_every_device_holds_the_whole_state(state: TrainState):
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_fully_replicated
+        assert leaf.sharding.device_set == set(jax.devices())
+
+
+def test_it_is_a_function_of_the_seed_whatever_the_devices_and_workers(state: TrainState):
+    other = make(num_devices=2, num_workers=4, batch_size_per_worker=3, accumulation_steps=2)
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_another_seed_draws_every_weight_anew(state: TrainState):
+    other = make(num_devices=1, seed=1)
+    kernels = [
+        (name, left, right)
+        for (path, left), right in zip(
+            jax.tree_util.tree_leaves_with_path(state.params),
+            jax.tree.leaves(other.params),
+            strict=True,
+        )
+        if (name := jax.tree_util.keystr(path)).endswith("['kernel']")
+    ]
+    assert len(kernels) == 1 + 2 * 3 + 2 + 1  # stem, blocks, shortcuts and head of a resnet8
+    for name, left, right in kernels:
+        assert (np.asarray(left) != np.asarray(right)).all(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_starts_at_step_zero_in_float32_whatever_the_network_computes_in(dtype: str):
+    shapes = jax.eval_shape(lambda: make(num_devices=1, dtype=dtype))
+    assert (shapes.step.shape, shapes.step.dtype) == ((), jnp.int32)
+    for part in (shapes.params, shapes.batch_stats):
+        assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype(jnp.float32)}
+    # Momentum is a tree like the parameters'.
+    shapes_of_params = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.params))
+    in_optimizer = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.opt_state) if leaf.shape)
+    assert in_optimizer == shapes_of_params
+
+
+def test_counters_start_at_zero(state: TrainState):
+    assert int(state.step) == 0
+    counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
+    assert {int(count) for count in counts} == {0}
+
+
+def test_the_digest_does_not_depend_on_the_devices(state: TrainState):
+    on_one = jax.device_put(state.params, jax.devices()[3])
+    assert params_digest(on_one) == params_digest(state.params)
+
+
+def test_the_digest_changes_with_any_bit_of_any_array(state: TrainState):
+    leaves, structure = jax.tree.flatten(state.params)
+    digests = {params_digest(state.params)}
+    for index, leaf in enumerate(leaves):
+        changed = [*leaves[:index], flip_one_bit(leaf), *leaves[index + 1 :]]
+        digests.add(params_digest(jax.tree.unflatten(structure, changed)))
+    assert len(digests) == 1 + len(leaves)
+
+
+def test_the_digest_knows_which_array_is_which():
+    a, b = jnp.zeros(3), jnp.ones(3)
+    assert params_digest({"x": a, "y": b}) == params_digest({"y": b, "x": a})
+    assert params_digest({"x": a, "y": b}) != params_digest({"x": b, "y": a})
+    assert params_digest({"x": a, "y": b}) != params_digest({"x": a, "z": b})

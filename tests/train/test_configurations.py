@@ -1,0 +1,136 @@
+"""Command lines at random: each is refused in one line or has a plan, and no file is touched."""
+
+import dataclasses
+import math
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from train.__main__ import parse
+from train.config import Config, RunError, UsageError, flag
+from train.data.minibatches import open_dataset
+from train.recipes import RECIPES, digits
+from train.run.display import plan
+from train.run.metrics import MetricsLog
+from train.run.workdir import claim
+from train.step.optimizer import make_optimizer
+from train.step.workers import make_workers
+from train.timeline import Timeline
+
+NUMBERS = ["0", "1", "2", "3", "8", "16", "64", "0.5", "1e-9", "1e30", "-1", "4294967296"]
+ODD = ["nan", "inf", "", " ", "x", "None", "--", "1e999", "ä", "0x10", "\N{SNOWMAN}", "../..", "\n"]
+SPECIFIC = {
+    "data": ["synthetic"],
+    "dataset": ["digits", "mnist", "../digits", "a/b:c", "imagenet2012"],
+    "data_dir": ["/dev/null", "/dev/null/below"],  # in others the digits would be prepared
+    "init_from": ["/dev/null", "nowhere"],
+    "coordinator_address": ["localhost:1"],
+    "milestones": ["1 2", "2 1", "30 60 80"],
+    "seeds": ["0 1", "1 1"],
+}
+FIELDS = [
+    field.name
+    for field in dataclasses.fields(Config)
+    if field.name not in ("recipe", "workdir", "mean", "std")
+]
+
+
+def choices_of(name: str) -> list[str]:
+    """The words that a field allows."""
+    kinds = typing.get_args(typing.get_type_hints(Config)[name])
+    words = [word for kind in kinds for word in (typing.get_args(kind) or [kind])]
+    return [word for word in words if isinstance(word, str)]
+
+
+def flags_with(*values: str) -> st.SearchStrategy[list[tuple[str, str]]]:
+    """Up to five fields, each with one of its own values or of these."""
+
+    def valued(names: list[str]) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
+        return st.tuples(*(st.tuples(st.just(name), value_of(name)) for name in names))
+
+    def value_of(name: str) -> st.SearchStrategy[str]:
+        own = SPECIFIC.get(name, []) + choices_of(name)
+        only_own = name == "data_dir" or (own and len(values) < 5)
+        return st.sampled_from(own if only_own else [*own, *values])
+
+    return st.lists(st.sampled_from(FIELDS), max_size=5, unique=True).flatmap(valued).map(list)
+
+
+OUTCOMES: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def trained(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir in which a run of the digits has made steps and a checkpoint."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    with claim(dataclasses.replace(digits(), workdir=workdir, data_dir=digits_dir)):
+        MetricsLog(workdir, 0).close()
+    (workdir / "checkpoints" / "7").mkdir(parents=True)
+    (workdir / "checkpoints" / "7" / "manifest.json").write_text("{}")
+    return workdir
+
+
+def files_of(workdir: Path) -> dict[str, bytes]:
+    files = (path for path in workdir.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+def prepare(args: list[str]) -> str:
+    """All that a run does before it trains; what it says then."""
+    config = parse(args)
+    dataset = open_dataset(config)
+    recipe = config.large_minibatch_recipe(len(dataset.train))
+    workers = make_workers(config)
+    make_optimizer(recipe.schedule(), config.optimizer)
+    first, last = (float(recipe.schedule()(np.int32(step))) for step in (0, recipe.num_steps - 1))
+    assert math.isfinite(first)
+    assert math.isfinite(last)
+    with claim(config):
+        return plan(config, Timeline(config, len(dataset.train)), dataset, workers)
+
+
+@settings(
+    max_examples=200,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    recipe=st.sampled_from([*RECIPES, "digits", "digits", "digits", ""]),
+    flags=flags_with("1", "2", "8", "64") | flags_with("8", "16") | flags_with(*NUMBERS, *ODD),
+    is_new=st.booleans(),
+)
+def test_no_command_line_ends_in_a_traceback_or_touches_another_run(
+    trained: Path,
+    digits_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    recipe: str,
+    flags: list[tuple[str, str]],
+    is_new: bool,
+):
+    workdir = tmp_path_factory.mktemp("new") / "run" if is_new else trained
+    before = files_of(trained)
+    args: list[Any] = [recipe] if recipe else []
+    args += ["--workdir", str(workdir), "--data-dir", str(digits_dir)]
+    for name, value in flags:
+        args += [flag(name), *(value.split() if name in ("milestones", "seeds") else [value])]
+    refusal = ""
+    try:
+        OUTCOMES.append(prepare(args))
+    except (UsageError, RunError) as error:
+        refusal = str(error)
+        OUTCOMES.append("")
+        assert refusal
+    assert "\n" not in refusal
+    assert files_of(trained) == before
+
+
+def test_that_many_of_them_could_train_and_many_could_not():
+    assert len(OUTCOMES) >= 200
+    assert sum(map(bool, OUTCOMES)) >= 20
+    assert OUTCOMES.count("") >= 20

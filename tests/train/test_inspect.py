@@ -1,0 +1,173 @@
+"""The picture of the data before training: the very images of a run, and how many of each class."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from train.config import Config
+from train.data.minibatches import (
+    Dataset,
+    evaluation_minibatches,
+    open_dataset,
+    training_minibatches,
+)
+from train.inspect import MAX_LABELS, draw, main, sampled_labels
+from train.recipes import imagenet
+from train.step.workers import make_workers
+
+
+class Squares:
+    """Images of one colour in memory, whose label is their index modulo the number of classes."""
+
+    def __init__(self, num_examples: int, num_classes: int) -> None:
+        self.num_examples, self.num_classes = num_examples, num_classes
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitems__(self, indices: Any) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.png(index), "label": index % self.num_classes}
+
+    def png(self, index: int) -> bytes:
+        colour = [index % 256, index // 256 % 256, 7]
+        return cv2.imencode(".png", np.full((9, 12, 3), colour, np.uint8))[1].tobytes()
+
+
+def squares(num_train: int, num_evaluation: int, class_names: list[str]) -> Dataset:
+    return Dataset(
+        name="squares",
+        class_names=class_names,
+        train=Squares(num_train, len(class_names)),
+        evaluation=Squares(num_evaluation, len(class_names)),
+    )
+
+
+def drawn(dataset: Dataset, config: Config) -> tuple[list[Axes], list[Axes], list[Axes]]:
+    """The cells of both sheets that hold an image, and the two histograms."""
+    sheets, histograms = draw(dataset, config).subfigs
+    left, right = ([axes for axes in s.axes if axes.images] for s in sheets.subfigs)
+    return left, right, histograms.axes
+
+
+def pixels(cells: list[Axes]) -> np.ndarray:
+    return np.stack([np.asarray(axes.images[0].get_array()) for axes in cells])
+
+
+def heights(histogram: Axes) -> list[float]:
+    return [bar.get_height() for bar in histogram.patches]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("num_workers", [8, 64])
+def test_the_digits_are_shown_as_the_first_minibatch_has_them(
+    digits_config: Callable[..., Config], num_workers: int
+):
+    config = digits_config(num_workers=num_workers, seed=3)
+    dataset = open_dataset(config)
+    workers = make_workers(config)
+    train = next(training_minibatches(dataset, config, workers, 0, 1))
+    evaluation = next(evaluation_minibatches(dataset, config, workers))
+    left, right, histograms = drawn(dataset, config)
+    for cells, rows in ((left, train), (right, evaluation)):
+        assert len(cells) == 40
+        np.testing.assert_array_equal(pixels(cells), rows.images[:40, :, :, 0])
+        assert [axes.get_title() for axes in cells] == [str(i) for i in rows.labels[:40]]
+    for histogram, records in zip(histograms, (dataset.train, dataset.evaluation), strict=True):
+        labels = [record["label"] for record in records.__getitems__(range(len(records)))]
+        assert heights(histogram) == np.bincount(labels).tolist()
+    assert histograms[0].get_title() == (
+        "labels of all 1437 training images\n10 classes, from 133 images (9) to 154 (1)"
+    )
+
+
+def test_a_thousand_classes_in_colour_without_names_below_them():
+    config = dataclasses.replace(imagenet(), image_size=16)
+    dataset = squares(1500, 20, [f"n{label:08d}" for label in range(1000)])
+    left, right, (train, evaluation) = drawn(dataset, config)
+    assert (len(left), len(right)) == (40, 20)
+    workers = make_workers(config, jax.devices()[:1])
+    rows = next(evaluation_minibatches(dataset, config, workers))
+    np.testing.assert_array_equal(pixels(right), rows.images[:20])
+    assert right[19].get_title() == "n00000019"
+    assert heights(train) == [2] * 500 + [1] * 500
+    assert "1000 classes, from 0 images (n00000020) to 1 (n00000000)" in evaluation.get_title()
+    assert len(train.get_xticks()) < 20
+
+
+def test_any_name_of_a_class_is_drawn():
+    names = ["$_$", "a name that is too long to stand above an image"]
+    config = dataclasses.replace(imagenet(), image_size=16)
+    figure = draw(squares(3, 2, names), config)
+    figure.savefig(io.BytesIO())
+    histogram = figure.subfigs[1].axes[0]
+    assert [tick.get_text() for tick in histogram.get_xticklabels()] == [
+        "$_$",
+        names[1][:14],
+    ]
+
+
+class NoImages(Squares):
+    """Labels alone, for speed."""
+
+    def png(self, index: int) -> bytes:
+        return b""
+
+
+def test_of_many_labels_a_sample_is_counted():
+    labels = sampled_labels(NoImages(MAX_LABELS + 1000, MAX_LABELS + 1000), seed=0)
+    assert len(labels) == len(set(labels.tolist())) == MAX_LABELS
+    assert labels.max() > MAX_LABELS  # not the first ones
+    assert sorted(sampled_labels(NoImages(300, 300), seed=0)) == list(range(300))
+
+
+def test_the_command_writes_a_picture_and_leaves_the_workdir_free(digits_dir: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "train.inspect", "--workdir", str(workdir)]
+    done = subprocess.run(
+        [*command, "--data-dir", str(digits_dir), "--num-workers", "64"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},  # it takes no accelerator
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "looking at digits: 1437 training and 360 test images, 10 classes",
+        f"wrote {workdir / 'inspect.png'}",
+    ]
+    assert [path.name for path in workdir.iterdir()] == ["inspect.png"]
+    with Image.open(workdir / "inspect.png") as picture:
+        assert picture.size == (1920, 1200)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["imagenet"], "imagenet2012 is not prepared"),
+        (["--workdir", "/dev/null/run"], "--workdir /dev/null/run cannot be used"),
+        (["--image-size", "4"], "--image-size is 4"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    digits_dir: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+):
+    assert main([*flags, "--data-dir", str(digits_dir)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("python -m train.inspect: ")
+    assert words in said
+    assert said.count("\n") == 1

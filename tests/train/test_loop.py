@@ -1,0 +1,244 @@
+"""Whole runs of `python -m train`, as a user starts them."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from PIL import Image
+
+from optax_warmup import LargeMinibatchRecipe
+from train.config import Config
+from train.loop import DONE, run
+from train.step.optimizer import make_optimizer
+from train.step.state import TrainState, initial_state, params_digest
+
+ROOT = Path(__file__).parents[2]
+# Six epochs of 11 steps with all parts of the paper's schedule: seconds, yet a whole run.
+SHORT = ["--num-epochs", "6", "--warmup-epochs", "2", "--milestones", "3", "5"]
+SHORT += ["--checkpoint-every-epochs", "1", "--log-every-steps", "1"]
+
+
+TIMES = {"train/images_per_second", "train/seconds"}
+
+
+def environment(digits_dir: Path, **more: str) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    # The runs of this file compile the same step: the second and later ones need not.
+    clean["JAX_COMPILATION_CACHE_DIR"] = str(digits_dir.parent / "compiled")
+    clean["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return clean | {"TFDS_DATA_DIR": str(digits_dir), "COLUMNS": "120"} | more
+
+
+def train(
+    workdir: Path, digits_dir: Path, flags: Sequence[str] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "train", "--workdir", str(workdir), *flags]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(digits_dir, **more), capture_output=True, text=True
+    )
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(workdir: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in record.items() if name not in TIMES}
+        for record in records(workdir)
+    ]
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def main_job(
+    digits_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """`python -m train` as it stands, with a trap where TensorFlow would be imported from."""
+    folder = tmp_path_factory.mktemp("main")
+    trap = folder / "trap" / "tensorflow"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text(
+        f"open({str(folder / 'imported')!r}, 'w').close()\nraise ImportError('a trap')\n"
+    )
+    ended = train(folder / "run", digits_dir, PYTHONPATH=str(trap.parent))
+    assert ended.returncode == 0, ended.stderr
+    return folder / "run", ended
+
+
+def test_the_main_job_learns_the_digits(main_job: tuple[Path, Any]):
+    workdir, ended = main_job
+    result = summary(workdir)
+    assert result["top1_error_median_last5"] <= 0.02
+    assert result["num_steps"] == 90 * (1437 // 128)
+    assert result["num_examples_seen"] == result["num_steps"] * 128
+    assert re.fullmatch("[0-9a-f]{64}", result["params_digest"])
+    assert "finished: 990 steps" in ended.stdout
+    assert f"results: {workdir}/summary.json" in ended.stdout
+
+
+def test_the_main_job_says_its_plan_first(main_job: tuple[Path, Any]):
+    said = main_job[1].stdout.split("step 10/990")[0]
+    for words in (
+        "resnet8", "k = 8 workers x n = 16 images, kn = 128", "η = 0.0125", "kη = 0.1",
+        "990 steps = 90 epochs x 11 steps", "1437 training and 360 test images", "10 classes",
+        "55 steps (5 epochs)", "330", "660", "880", str(main_job[0]),
+    ):  # fmt: skip
+        assert words in said
+
+
+def test_the_main_job_imports_no_tensorflow(main_job: tuple[Path, Any]):
+    assert not (main_job[0].parent / "imported").exists()
+
+
+def test_the_main_job_writes_no_escape_codes_without_a_terminal(main_job: tuple[Path, Any]):
+    assert "\x1b" not in main_job[1].stdout
+    assert len(main_job[1].stdout.splitlines()) < 60
+
+
+def test_the_main_job_leaves_what_it_promises(main_job: tuple[Path, Any]):
+    workdir = main_job[0]
+    with Image.open(workdir / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width >= 600
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert json.loads((workdir / "config.json").read_text())["num_workers"] == 8
+    assert not list(workdir.glob("*.tmp"))
+    logged = records(workdir)
+    steps = [record["step"] for record in logged]
+    assert steps == sorted({*range(10, 991, 10), *range(11, 991, 11)})
+    evaluated = [record for record in logged if "eval/top1_error" in record]
+    assert [record["epoch"] for record in evaluated] == list(range(1, 91))
+    assert {record["eval/num_examples"] for record in evaluated} == {360}
+    assert all(record["eval/top5_error"] <= record["eval/top1_error"] for record in evaluated)
+    assert all(record["train/images_per_second"] > 0 for record in logged)
+
+
+def test_the_rate_that_was_applied_is_the_recipes(main_job: tuple[Path, Any]):
+    """Written out from the paper: from 0.0125 to 0.1 in 5 epochs, ÷ 10 at epochs 30, 60, 80."""
+    for record in records(main_job[0]):
+        update = record["step"] - 1  # the update that a record speaks of, counted from 0
+        rate = 0.0125 + (0.1 - 0.0125) * min(update / 55, 1)
+        rate /= 10 ** sum(update >= epoch * 11 for epoch in (30, 60, 80))
+        assert record["train/learning_rate"] == pytest.approx(rate, rel=1e-6)
+    recipe = LargeMinibatchRecipe(
+        num_examples=1437, num_workers=8, batch_size_per_worker=16, base_batch_size=16,
+        base_learning_rate=0.0125,
+    )  # fmt: skip
+    assert recipe.num_steps == 990
+
+
+def test_a_second_run_says_that_it_is_finished(main_job: tuple[Path, Any], digits_dir: Path):
+    workdir = main_job[0]
+    before = (workdir / "metrics.jsonl").read_text()
+    ended = train(workdir, digits_dir)
+    assert ended.returncode == 0
+    assert "already finished: 990 steps" in ended.stdout
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_eight_devices_give_the_same_losses(
+    main_job: tuple[Path, Any], digits_dir: Path, tmp_path: Path
+):
+    flags = ["--num-steps", "20", "--log-every-steps", "1", "--num-devices"]
+    for num_devices in ("1", "8"):
+        assert train(tmp_path / num_devices, digits_dir, [*flags, num_devices]).returncode == 0
+    one, eight = timeless(tmp_path / "1"), timeless(tmp_path / "8")
+    assert len(one) == len(eight) == 20
+    for a, b in zip(one, eight, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+    assert one[9]["train/loss"] == pytest.approx(records(main_job[0])[0]["train/loss"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    assert train(workdir, digits_dir, SHORT).returncode == 0
+    return workdir
+
+
+def interrupt(workdir: Path, digits_dir: Path, at_step: int) -> tuple[int, str]:
+    """Start a short run and send it Ctrl-C when it has logged a step."""
+    command = [sys.executable, "-m", "train", "--workdir", str(workdir), *SHORT]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(digits_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        log = workdir / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not log.exists() or log.read_text().count("\n") < at_step:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+        return process.returncode, said
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    undisturbed: Path, digits_dir: Path, tmp_path: Path
+):
+    """Other signals, kills and other devices stand in test_faults."""
+    workdir = tmp_path / "run"
+    code, said = interrupt(workdir, digits_dir, at_step=25)
+    assert code == 75
+    assert "stopped after step" in said.splitlines()[-1]
+    assert not (workdir / "summary.json").exists()
+    too_short = train(workdir, digits_dir, [*SHORT, "--num-steps", "8"])
+    assert too_short.returncode == 2
+    assert "--num-steps is 8; it must be more than" in too_short.stderr
+    resumed = train(workdir, digits_dir, SHORT)
+    assert resumed.returncode == 0, resumed.stderr
+    resuming = re.search(r"resuming after step (\d+)", resumed.stdout)
+    assert resuming
+    assert 25 <= int(resuming[1]) < 66
+    assert summary(workdir) == summary(undisturbed)
+    assert timeless(workdir) == timeless(undisturbed)
+
+
+def test_another_configuration_is_refused(undisturbed: Path, digits_dir: Path):
+    ended = train(undisturbed, digits_dir, [*SHORT, "--seed", "1"])
+    assert ended.returncode == 2
+    assert "--seed was 0 and is now 1" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_another_optimizer_and_state_take_the_place_of_the_trainers(
+    digits_config: Callable[..., Config],
+):
+    """A state of ones, and an optimizer that moves nothing: it ends with ones."""
+    states: list[TrainState] = []
+
+    def ones(*args: Any) -> TrainState:
+        state = initial_state(*args)
+        states.append(dataclasses.replace(state, params=jax.tree.map(jnp.ones_like, state.params)))
+        return states[0]
+
+    def still(schedule: optax.Schedule, name: str) -> optax.GradientTransformation:
+        assert name == "sgd"
+        return optax.chain(make_optimizer(schedule), optax.scale(0.0))
+
+    config = digits_config(num_steps=1)
+    assert run(config, optimizer=still, start=ones) == DONE
+    shapes = jax.eval_shape(lambda: states[0].params)
+    expected = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    assert summary(config.workdir)["params_digest"] == params_digest(expected)

@@ -1,0 +1,99 @@
+"""The largest n that fits, and what a compiled step says of its memory."""
+
+import math
+import re
+
+import jax
+import pytest
+
+from train.memory import Options, compile_step, largest_that_fits, main, memory_of
+from train.step.optimizer import make_optimizer
+from train.step.state import initial_state
+from train.step.workers import make_workers
+
+MEGABYTE = 1_000_000
+SMALL = ["digits", "--num-classes", "10"]
+
+
+@pytest.mark.parametrize("largest", [1, 7, 31, 32, 33, 64, 117, 5000, 123_456])
+def test_few_compilations_find_it(largest: int):
+    tried: list[int] = []
+
+    def num_bytes(n: int) -> int:
+        tried.append(n)
+        return 1000 + 24 * n + n % 7  # even but for what alignment adds
+
+    assert largest_that_fits(num_bytes, num_bytes(largest)) == largest
+    assert {largest, largest + 1} <= set(tried)
+    assert len(tried) - 1 <= 7
+
+
+def test_it_is_found_where_bytes_jump_or_nobody_knows_them():
+    assert largest_that_fits(lambda n: n if n < 50 else 10 * n, 60) == 49
+    assert largest_that_fits(lambda n: 10 + n, 10) == 0
+    tried: list[int] = []
+
+    def num_bytes(n: int) -> float:
+        tried.append(n)
+        return n if n < 45 else math.inf
+
+    assert largest_that_fits(num_bytes, 1000) == 44
+    assert len(tried) <= 7
+
+
+def test_a_step_holds_the_state_the_minibatch_and_its_activations():
+    """On 8 devices, as tests/conftest.py sets up, of which each has one worker."""
+    options = Options(recipe="digits", num_classes=10)
+    config = options.run_of(8, 16)
+    _, memory = compile_step(config, 10, lambda _: 0.1, jax.devices())
+    workers = make_workers(config)
+    optimizer = make_optimizer(lambda _: 0.1)
+    state = jax.eval_shape(lambda: initial_state(config, 10, optimizer, workers))
+    # Beside the arrays there are a few bytes for each.
+    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert memory.state == pytest.approx(num_bytes, rel=0.01)
+    assert memory.minibatch == 16 * (8 * 8 * 1 + 4 + 4)
+    # The stem's output alone, in float32, is kept for the way back.
+    assert memory.activations > 16 * 8 * 8 * 16 * 4
+    assert memory.training == memory.step + 2 * memory.minibatch
+
+
+def test_the_command_says_which_n_fits_and_why(capsys: pytest.CaptureFixture[str]):
+    assert main([*SMALL, "--memory-bytes", str(6 * MEGABYTE)]) == 0
+    said = capsys.readouterr().out
+    reason = re.search(r"n = (\d+) is the largest that fits, .* n = (\d+) takes .* too much", said)
+    assert reason is not None, said
+    n, more = int(reason[1]), int(reason[2])
+    assert more == n + 1
+    together = {
+        int(row[0]): float(row[-2])
+        for row in map(str.split, said.splitlines())
+        if row[0].isdecimal() and row[-1] == "MB"
+    }
+    assert together[n] <= 6 < together[more]
+    assert "--accumulation-steps" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--memory-bytes", "1000"], 1, "not even n = 1 fits"),
+        (["--workers-per-device", "0"], 2, "--workers-per-device is 0"),
+        (["--num-devices", "0"], 2, "--num-devices is 0; it must be at least 1"),
+        (["--accumulation-steps", "3"], 2, "8 × 3"),
+    ],
+)
+def test_what_is_impossible_is_one_line(
+    args: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*SMALL, *args]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_simulated_devices_share_the_machines_memory():
+    one, _ = memory_of(jax.devices()[0], 1)
+    eighth, _ = memory_of(jax.devices()[0], 8)
+    assert eighth == pytest.approx(one / 8, rel=0.5)  # others come and go meanwhile
+    assert one > 100 * MEGABYTE

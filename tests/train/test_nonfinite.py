@@ -1,0 +1,133 @@
+"""Losses and gradients that are not finite: nothing of them is kept, and the run says so."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from train.__main__ import main
+from train.data.minibatches import SOUND, Examples
+from train.recipes import digits
+from train.run.checkpoint import load_network
+from train.step.optimizer import make_optimizer
+from train.step.state import initial_state
+from train.step.train_step import make_steps
+from train.step.workers import make_workers
+
+# From the first step on the weights are finite but so large that nothing computed of them is.
+EXPLODING = ["--base-learning-rate", "1e30", "--warmup", "none", "--checkpoint-every-steps", "1"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs of this file compile two steps in all."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update(names[1], 0)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def steps_of(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def assert_finite(workdir: Path, step: int) -> None:
+    network = load_network(workdir, make_workers(digits(), jax.devices()[:1]))
+    assert network.step == step
+    for leaf in jax.tree.leaves((network.params, network.batch_stats)):
+        assert np.isfinite(np.asarray(leaf)).all()
+
+
+@pytest.mark.parametrize("level", [1, 255])
+def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
+    """Of a pixel of 1 only the variance is not finite; of 255, loss and gradients too."""
+    config = dataclasses.replace(
+        digits(), num_workers=2, batch_size_per_worker=2, mean=(0.0,), std=(1e-38,),
+        on_nonfinite="skip", noise_scale=True,
+    )  # fmt: skip
+    workers = make_workers(config, jax.devices()[:2])
+    optimizer = make_optimizer(optax.linear_schedule(0.1, 0.05, 4))
+    steps = make_steps(config, 10, optimizer, workers)
+
+    def minibatch(pixel: int) -> Examples:
+        images = np.zeros((4, 8, 8, 1), np.uint8)
+        images[1:] = np.arange(64, dtype=np.uint8).reshape(8, 8, 1) % 2 * pixel
+        parts = (images, np.arange(4, dtype=np.int32), np.full(4, SOUND, np.int32))
+        return Examples(*map(workers.to_devices, parts))
+
+    def train(*pixels: int) -> tuple[Any, list[bool]]:
+        state, finite = initial_state(config, 10, optimizer, workers), []
+        for pixel in pixels:
+            state, metrics = steps.train(state, minibatch(pixel))
+            finite.append(bool(metrics.is_finite))
+        return jax.device_get(state), finite
+
+    (without, all_finite), (skipped, finite) = train(0, 0), train(0, level, 0, level)
+    assert (all_finite, finite) == ([True, True], [True, False, True, False])
+    assert (without.step, skipped.step) == (2, 4)
+    for name in ("params", "batch_stats", "opt_state", "noise_scale"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(skipped, name), getattr(without, name))
+
+
+def test_the_run_stops_at_once_and_the_last_good_checkpoint_is_kept(
+    tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = tmp_path / "run"
+    command = ["--workdir", str(workdir), "--data-dir", str(digits_dir), *EXPLODING]
+    for _ in range(2):  # the same again, from the checkpoint
+        assert main(command) == 1
+        assert capsys.readouterr().err == (
+            "python -m train: loss or gradients of step 2 are not finite (learning rate 8e+30); a "
+            "lower --base-learning-rate or a longer --warmup-epochs may help, or --on-nonfinite "
+            f"skip; of checkpoints, the last good one is {workdir}/checkpoints/1\n"
+        )
+        assert steps_of(workdir) == [1]
+        assert_finite(workdir, 1)
+        assert records(workdir) == []
+        assert not (workdir / "summary.json").exists()
+
+
+def test_skipped_updates_are_counted_over_the_whole_run_up_to_a_limit(
+    tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = tmp_path / "run"
+    command = ["--workdir", str(workdir), "--data-dir", str(digits_dir), *EXPLODING]
+    command += ["--on-nonfinite", "skip", "--max-nonfinite-steps"]
+    for limit, last in (("2", 3), ("4", 5)):
+        assert main([*command, limit]) == 1
+        said = capsys.readouterr()
+        assert f"step {last} are not finite (learning rate 8e+30): update skipped, " in said.out
+        assert said.err == (
+            f"python -m train: loss or gradients of step {last + 1} are not finite (learning rate "
+            f"8e+30), and --max-nonfinite-steps is {limit}; of checkpoints, the last good one is "
+            f"{workdir}/checkpoints/{last}\n"
+        )
+        assert_finite(workdir, last)
+        counted = {
+            r["step"]: (r["train/loss"], r["train/nonfinite_steps"]) for r in records(workdir)
+        }
+        assert counted == {step: (None, step - 1) for step in range(2, last + 1)}
+    assert main([*command, "5", "--num-steps", "6"]) == 0
+    assert "loss not finite" in capsys.readouterr().out
+    assert records(workdir)[-1]["train/nonfinite_steps"] == 5
+    assert json.loads((workdir / "summary.json").read_text())["num_steps"] == 6
+    assert_finite(workdir, 6)

@@ -1,0 +1,107 @@
+"""Predictions for slices and clusters that are not there."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.planning.cost_model import AllReduce, Schedule
+from train.pod import Options, base_of, main, predict_slice
+
+HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
+ASSUMPTIONS = {
+    "clock_hz": 1e9, "hbm_bytes": 100, "link_bandwidth": 1e9, "num_links": 2, "latency": 0,
+}  # fmt: skip
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(["imagenet", *args]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "either --topology or --step-seconds"),
+        (["--topology", "v5e:2x4", "--step-seconds", "1"], "either --topology"),
+        (["--topology", "v9:2x4"], "one of v4, v5e, v5p, v6e"),
+        (["--topology", "v5e:2x4", "v6e:2x4"], "one of v4, v5e, v5p, v6e"),
+        (["--topology", "v5e:2x4", "--clock-hz", "0"], "--clock-hz is 0"),
+        (["--topology", "v5e:2x4", "--overlap", "1.5"], "--overlap is 1.5"),
+        (["--step-seconds", "-1"], "--step-seconds is -1"),
+        (["--step-seconds", "1", "--num-gpus", "12"], "--num-gpus has 12"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], args: list[str], message: str):
+    assert message in refused(capsys, *args)
+
+
+@pytest.mark.skipif(HAS_COMPILER, reason="the TPU compiler is installed")
+def test_without_the_compiler_it_says_what_to_install(capsys: pytest.CaptureFixture[str]):
+    assert "pip install" in refused(capsys, "--topology", "v5e:2x4")
+
+
+def predicted(name: str, *reductions: AllReduce, **options: Any) -> Any:
+    schedule = Schedule(3_000_000, reductions)
+    return predict_slice(
+        name, schedule, 101, Options(recipe="imagenet", topology=(name,), **options), ASSUMPTIONS
+    )
+
+
+def test_a_slice_waits_for_what_its_schedule_does_not_hide():
+    hidden, exposed = AllReduce(1_000_000, 2_000_000, 5), AllReduce(4_000_000, 0, None)
+    prediction = predicted("v5e:2x2", hidden, exposed, workers_per_device=3)
+    assert prediction.num_workers == 12
+    # Rings of 4 chips: 6 quarters of the bytes at 2e9 bytes a second.
+    assert prediction.communication_seconds == pytest.approx(0.75e-3 + 3e-3)
+    assert prediction.step_seconds == pytest.approx(3e-3 + 3e-3)
+    assert prediction.images_per_second == pytest.approx(12 * 32 / 6e-3)
+    assert (prediction.num_all_reduces, prediction.communication_cycles) == (2, 5)
+    assert prediction.fits is False
+    assert predicted("v5e:2x2", exposed, overlap=1.0).step_seconds == pytest.approx(3e-3)
+
+
+def test_efficiency_is_that_of_images_a_second_and_chip():
+    reduction = AllReduce(8_000_000, 0, None)
+    small, large = predicted("v5e:2x4", reduction), predicted("v5e:4x8", reduction)
+    assert base_of([large, small]) is small
+    assert large.efficiency(small) == pytest.approx((3 + 7) / (3 + 7.75))
+
+
+def test_gpus_are_predicted_from_a_measured_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    args = ["--step-seconds", "0.1", "--num-gpus", "16", "--model", "resnet18", "--latency", "0"]
+    assert main(["imagenet", *args, "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "pod.json").read_text())
+    eight, sixteen = report["predictions"]
+    # ResNet-18 has 11,689,512 parameters and 9,600 running averages.
+    num_bytes = 4 * (11_689_512 + 9_600)
+    assert sixteen["reduced_bytes"] == num_bytes
+    assert eight["exposed_seconds"] == pytest.approx(1.75 * num_bytes / 450e9)
+    assert sixteen["step_seconds"] == pytest.approx(
+        0.1 + 1.75 * num_bytes / 450e9 + num_bytes / 8 / 50e9
+    )
+    assert eight["efficiency"] == 1
+    assert sixteen["efficiency"] == pytest.approx(eight["step_seconds"] / sixteen["step_seconds"])
+    assert sixteen["num_workers"] == 16
+    assert (tmp_path / "pod.png").read_bytes().startswith(b"\x89PNG")
+    assert "efficiency from 8" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="the TPU compiler is missing: the extra `pod`")
+def test_a_step_is_compiled_for_a_slice(tmp_path: Path):
+    """Needs a minute."""
+    args = ["--topology", "v5e:2x4", "--num-classes", "10", "--batch-size-per-worker", "4"]
+    assert main(["digits", *args, "--out", str(tmp_path)]) == 0
+    [prediction] = json.loads((tmp_path / "pod.json").read_text())["predictions"]
+    assert prediction["num_devices"] == prediction["num_workers"] == 8
+    assert 1 <= prediction["num_all_reduces"] <= 2
+    # All parameters and statistics, and a few scalars.
+    assert prediction["reduced_bytes"] == pytest.approx(4 * 78_000, rel=0.05)
+    assert prediction["fits"]
+    assert prediction["compute_cycles"] > 1000

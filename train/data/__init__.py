@@ -1,0 +1,1 @@
+"""Data on the host: data sets, images, minibatches and reading ahead."""

@@ -1,0 +1,1 @@
+"""Predictions for hardware that is not there; training never needs them."""

@@ -1,0 +1,141 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events and the summary."""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX.event_file_writer import EventsWriter
+
+# Protobuf makes these classes when they are imported.
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+from train.run.workdir import write_whole
+from train.timeline import Timeline
+
+Record = dict[str, Any]
+"""One line of metrics.jsonl: `step`, the updates made so far, `epoch`, the same in epochs, and
+scalars named `train/...` and `eval/...`; errors are fractions, and a loss that is not finite is
+None."""
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read metrics.jsonl; a last line that a kill left unfinished is no record."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]  # what follows the last newline is unfinished
+    return [json.loads(line) for line in lines]
+
+
+class MetricsLog:
+    """The metrics of one run, going on after `step` updates; later records are forgotten.
+
+    Every process keeps the records; process 0 alone writes them. metrics.jsonl is what counts:
+    TensorBoard's events are written anew from it whenever a run goes on, so that no kill and no
+    clock that has been set back leaves a gap or a second curve in them.
+
+    Args:
+        workdir: of the run.
+        step: updates made by the state from which the run goes on.
+    """
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        path = workdir / "metrics.jsonl"
+        self.records = [record for record in read_records(path) if record["step"] <= step]
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = path.open("a")
+        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+        (workdir / "tensorboard").mkdir()
+        # Not SummaryWriter: a full disk ends its thread, and with it waits whoever writes.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        self._began = time.time() - self.seconds
+        for record in self.records:
+            self._show(record)
+        self._events.flush()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training up to the last record, over all times that the run went on."""
+        return self.records[-1].get("train/seconds", 0.0) if self.records else 0.0
+
+    @property
+    def errors(self) -> dict[int, float]:
+        """Top-1 error of each evaluation, a fraction, by step."""
+        return {
+            record["step"]: record["eval/top1_error"]
+            for record in self.records
+            if "eval/top1_error" in record
+        }
+
+    def write(self, record: Record) -> None:
+        """Append one record, whole, to metrics.jsonl and TensorBoard."""
+        self.records.append(record)
+        if not self._writes:
+            return
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        self._show(record)
+        self._events.flush()
+
+    def _show(self, record: Record) -> None:
+        # On TensorBoard's relative axis is the time spent on training, without what lay between.
+        seconds = self._began + record.get("train/seconds", 0.0)
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in record.items()
+            if "/" in name and value is not None
+        ]
+        self._events.write_event(
+            Event(step=record["step"], wall_time=seconds, summary=Summary(value=values))
+        )
+
+    def sync(self) -> None:
+        """Have all records on the disk, before a checkpoint that comes after them is."""
+        if self._writes:
+            os.fsync(self._file.fileno())
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the state after `step` updates has been evaluated."""
+        return step in self.errors
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        if self._writes:
+            self._file.close()
+            self._events.close()
+
+
+def means(records: list[Record], name: str, bins_per_epoch: int = 1) -> list[tuple[float, float]]:
+    """Mean of a metric over each epoch, or part of one, with the epoch of its last record.
+
+    Single minibatches are noisy. Epoch 1 lasts from just after 0 to 1, where its last update has
+    been made.
+    """
+    known = [record for record in records if record.get(name) is not None]
+    by_bin = itertools.groupby(known, key=lambda r: math.ceil(r["epoch"] * bins_per_epoch))
+    groups = [list(group) for _, group in by_bin]
+    return [(group[-1]["epoch"], statistics.mean(r[name] for r in group)) for group in groups]
+
+
+def top1_error_median_last5(records: list[Record], timeline: Timeline) -> float | None:
+    """Median top-1 error of the last five epochs' evaluations, a fraction (paper, section 5.1).
+
+    Of evaluations between the ends of epochs only a last one counts, where a run was cut short.
+    """
+    evaluations = [record for record in records if "eval/top1_error" in record]
+    at_ends = [
+        record["eval/top1_error"]
+        for record in evaluations
+        if timeline.ends_epoch(record["step"]) or record is evaluations[-1]
+    ]
+    return statistics.median(at_ends[-5:]) if at_ends else None

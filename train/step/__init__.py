@@ -1,0 +1,1 @@
+"""One optimizer update and one evaluation minibatch, as pure functions."""
