@@ -1,113 +1,126 @@
-"""What the commands of this package share: errors in one line, and starting JAX."""
+"""The command line that all commands share: parsing, errors in one line, exit codes."""
 
 import contextlib
 import dataclasses
+import inspect
 import io
-import logging
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
+import tyro
 
-from train.config import RunError, UsageError, refused
+from train.config import Config
+from train.errors import RunError, UsageError, from_os_error
+from train.recipes import RECIPES
+from train.run import workarounds
 
 T = TypeVar("T")
 
 BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 1
 
 
-def parse(read: Callable[[], T]) -> T:
-    """Call tyro, and make one line of what it says of a wrong command line.
+def parse_run(args: list[str], prog: str) -> Config:
+    """Parse the command line of a run. Without a recipe, `digits` is the default.
 
     Args:
-        read: the call; what it returns is a dataclass, in whose paths `~` is the user's home, which
-            shells leave as it is in `--data-dir=~/data`.
+        args: words of the command line.
+        prog: name of the command, for usage messages.
 
     Raises:
-        UsageError: whatever is wrong.
+        UsageError: in one line, if the command line is wrong.
     """
-    said = io.StringIO()
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+        args = ["digits", *args]
+    recipes = {
+        name: (inspect.cleandoc(make.__doc__ or ""), make()) for name, make in RECIPES.items()
+    }
+    return _parse(
+        lambda: tyro.extras.overridable_config_cli(
+            recipes,
+            prog=prog,
+            description="Without a recipe: digits.",
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    )
+
+
+def parse_options(options: type[T], args: list[str], prog: str) -> T:
+    """Parse the command line of any other command.
+
+    Args:
+        options: dataclass with the flags.
+        args: words of the command line.
+        prog: name of the command, for usage messages.
+
+    Raises:
+        UsageError: in one line, if the command line is wrong.
+    """
+    return _parse(lambda: tyro.cli(options, prog=prog, args=args))
+
+
+def _parse(call_tyro: Callable[[], T]) -> T:
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            options: Any = read()
-        paths = {
-            name: Path(os.path.expanduser(value))
-            for name, value in vars(options).items()
-            if isinstance(value, Path)
-        }
-        return dataclasses.replace(options, **paths)
+        with contextlib.redirect_stderr(box):
+            return _expand_home(call_tyro())
     except SystemExit as ending:
         if not ending.code:  # --help
             raise
-        raise UsageError(_one_line(said.getvalue())) from None
+        raise UsageError(workarounds.message_of_tyro(box.getvalue())) from None
 
 
-def _one_line(box: str) -> str:
-    """Take the words out of tyro's framed message, without its title and its help texts."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()]
-    words = " ".join(line for line in lines[1:] if line)
-    words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
-    return re.sub(r" Perhaps you meant: (\S+).*", r"; perhaps you meant \1", words)
+def _expand_home(options: T) -> T:
+    """Replace `~` in every path. Shells do not expand it in `--data-dir=~/data`."""
+    fields: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            fields[name] = Path(os.path.expanduser(value))
+        elif dataclasses.is_dataclass(value):
+            fields[name] = _expand_home(value)
+    return dataclasses.replace(options, **fields)  # pyright: ignore[reportArgumentType]
 
 
 def run(prog: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; a mistake or Ctrl-C is one line, no traceback."""
-    logging.getLogger("absl").addFilter(_is_not_orbax)
-    if sys.unraisablehook is sys.__unraisablehook__:  # and nobody else listens
-        sys.unraisablehook = _show
+    """Run a command and return its exit code. A mistake or Ctrl-C prints one line."""
+    workarounds.silence_repeated_errors()
     try:
         return command()
     except UsageError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_USAGE
     except (RunError, OSError) as error:
-        error = refused(error) if isinstance(error, OSError) else error
+        error = from_os_error(error) if isinstance(error, OSError) else error
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
-        # JAX waits at exit for the others, and names the one that is lost when it gives up.
+        # JAX waits at exit for the other processes and names the lost one when it gives up.
         reason = str(error).splitlines()[0]
         print(f"{prog}: a step with the other processes failed: {reason}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:  # where the command does not handle it: nothing to save yet
+    except KeyboardInterrupt:  # the command has nothing to save yet
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def end(code: int) -> NoReturn:
-    """End the process with an exit code; after a failure at once.
-
-    Orbax's threads would wait minutes for a save that failed, and asyncio would list its writes.
-    """
-    if code == FAILED and not jax.distributed.is_initialized():  # others have to be told of it
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """End the process with an exit code."""
+    if code == FAILED and not jax.distributed.is_initialized():  # other processes must be told
+        workarounds.exit_without_waiting(code)
     sys.exit(code)
 
 
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs with its traceback, from each of its threads, what it then raises as well."""
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
-
-
-def _show(ignored: Any) -> None:
-    """Show an error in a callback, but not those of writes that one before them ended."""
-    if str(ignored.exc_value) != "Event loop is closed":  # asyncio's, for tensorstore's other files
-        sys.__unraisablehook__(ignored)
-
-
 def simulate_devices(num_devices: int | None) -> None:
-    """Make JAX use this many simulated CPU devices, if any are asked for; before its first use.
+    """Make JAX simulate this many CPU devices, if any are requested. Call before its first use.
 
     Raises:
-        UsageError: if there are to be none.
+        UsageError: if the number is less than 1.
     """
     if num_devices is not None:
         if num_devices < 1:

@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 
 import jax
-import tyro
 
 from train import command_line
-from train.config import Config, UsageError
-from train.data.minibatches import NO_LABEL, open_dataset
+from train.config import Config
+from train.data.dataset import open_dataset
+from train.errors import UsageError
+from train.plan import make_plan
 from train.run.checkpoint import load_network
 from train.run.compilation_cache import keep_compiled
 from train.run.corrupt import CorruptImages
-from train.step.evaluation import error_rates, predict
-from train.step.optimizer import make_optimizer
-from train.step.train_step import make_steps
+from train.run.predictions import error_rates, predict
+from train.step.evaluation import make_evaluation_step
+from train.step.examples import NO_LABEL
 from train.step.workers import make_workers
 
 PROG = "python -m train.evaluate"
@@ -24,32 +25,32 @@ PROG = "python -m train.evaluate"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Evaluate a run's newest checkpoint on every test image, and write down each prediction."""
+    """Evaluate a run's newest checkpoint on every test image and write each prediction."""
 
     workdir: Path
-    """Of the run."""
+    """The run to evaluate."""
 
     predictions: Path | None = None
-    """CSV of image, label and the likeliest classes; WORKDIR/predictions.csv if left out."""
+    """CSV file of image, label and likeliest classes. Default: WORKDIR/predictions.csv."""
 
     data_dir: Path | None = None
-    """Where tensorflow-datasets keeps prepared data; that of the run if left out."""
+    """Folder of prepared data sets. Default: that of the run."""
 
     max_corrupt_images: int | None = None
-    """How many images that cannot be decoded may be left out; as in the run if left out."""
+    """Number of corrupt images that may be omitted. Default: as in the run."""
 
     compilation_cache_dir: Path | None = None
-    """Where compiled programs are kept; as for `python -m train` if left out."""
+    """Folder that keeps compiled programs. Default: as for `python -m train`."""
 
     num_devices: int | None = None
-    """Simulate this many CPU devices; left out, all devices of the machine are used."""
+    """Simulate this many CPU devices. Default: use all devices of the machine."""
 
 
 def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
 
     def command() -> int:
-        options = command_line.parse(lambda: tyro.cli(Options, prog=PROG, args=args))
+        options = command_line.parse_options(Options, args, PROG)
         command_line.simulate_devices(options.num_devices)
         keep_compiled(options.compilation_cache_dir)
         return _evaluate(options)
@@ -64,27 +65,21 @@ def _evaluate(options: Options) -> int:
         raise UsageError(
             f"--workdir {options.workdir} holds no run: config.json: {error.strerror}"
         ) from None
-    config = Config.from_json(saved)
-    # Workers do not enter an evaluation: as many as there are devices fit any machine.
-    config = dataclasses.replace(
-        config,
-        data_dir=options.data_dir or config.data_dir,
-        max_corrupt_images=(
-            config.max_corrupt_images
-            if options.max_corrupt_images is None
-            else options.max_corrupt_images
-        ),
-        num_workers=jax.device_count(),
-        accumulation_steps=1,
-        noise_scale=False,
+    # The number of workers does not affect an evaluation: one per device fits any machine.
+    config = Config.from_json(saved).replace(
+        num_workers=jax.device_count(), accumulation_steps=1, noise_scale=False
     )
-    dataset = open_dataset(config)
-    workers = make_workers(config)
-    steps = make_steps(config, dataset.num_classes, make_optimizer(lambda step: 0.0), workers)
-    network = load_network(options.workdir, workers)
-    labels, classes = predict(network.params, network.batch_stats, steps, dataset, config, workers)
-    corrupt = CorruptImages(config, dataset)
-    corrupt.meet_in_evaluation(network.step, labels)
+    if options.data_dir is not None:
+        config = config.replace(data_dir=options.data_dir)
+    if options.max_corrupt_images is not None:
+        config = config.replace(max_corrupt_images=options.max_corrupt_images)
+    dataset = open_dataset(config.experiment, config.machine.data_dir)
+    plan = make_plan(config, dataset, make_workers(config))
+    step = make_evaluation_step(config.experiment, dataset.num_classes, plan.workers)
+    num_updates, network = load_network(options.workdir, plan.workers)
+    labels, classes = predict(plan, step, network)
+    corrupt = CorruptImages(plan)
+    corrupt.add_from_evaluation(num_updates, labels)
     path = options.predictions or options.workdir / "predictions.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
@@ -100,10 +95,10 @@ def _evaluate(options: Options) -> int:
         )
     errors = error_rates(labels, classes)
     print(
-        f"step {network.step}: top-1 error {100 * errors['eval/top1_error']:.2f} %, "
+        f"step {num_updates}: top-1 error {100 * errors['eval/top1_error']:.2f} %, "
         f"top-5 error {100 * errors['eval/top5_error']:.2f} % on all "
         f"{errors['eval/num_examples']} test images of {dataset.name}"
-        f"{f' but {len(corrupt)} that cannot be decoded' if corrupt else ''}; predictions: {path}"
+        f"{f' except {len(corrupt)} corrupt ones' if corrupt else ''}; predictions: {path}"
     )
     return 0
 

@@ -1,7 +1,8 @@
-"""The order of events: open, plan, resume, train, evaluate, save, sum up."""
+"""The order of events: open, plan, resume, train, evaluate, save, summarize."""
 
 import contextlib
 import json
+import statistics
 from collections.abc import Callable
 
 import jax
@@ -9,26 +10,34 @@ import optax
 
 from train.cluster.agreement import agree, together
 from train.cluster.stop import StopOnSignal
-from train.config import Config, UsageError
-from train.data.minibatches import (
-    Dataset,
-    open_dataset,
-    training_minibatches,
-)
+from train.config import Config
+from train.data.dataset import open_dataset
+from train.data.minibatches import training_minibatches
 from train.data.reader import on_devices
+from train.errors import UsageError
+from train.plan import Plan
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.run.corrupt import CorruptImages
-from train.run.display import Display, outcome, plan
+from train.run.display import Display, outcome
 from train.run.metrics import MetricsLog, top1_error_median_last5
 from train.run.plots import plot_curves
+from train.run.predictions import error_rates, predict
 from train.run.report import Report
-from train.run.workdir import claim, finished, forget_summary, keep_config, write_whole
-from train.step.evaluation import error_rates, predict
+from train.run.workdir import (
+    claim,
+    delete_summary,
+    finished,
+    keep_config,
+    read_summary,
+    write_atomically,
+)
+from train.step.evaluation import make_evaluation_step
+from train.step.examples import abstract_minibatch
 from train.step.optimizer import make_optimizer
-from train.step.state import TrainState, initial_state, params_digest, transplant
-from train.step.train_step import Steps, abstract_minibatch, make_steps
-from train.step.workers import Workers, make_workers
-from train.timeline import Timeline, going_on
+from train.step.state import TrainState, abstract_state, initial_state, params_digest, transplant
+from train.step.train_step import make_train_step
+from train.step.workers import make_workers
+from train.timeline import resume_timeline
 
 DONE, STOPPED = 0, 75
 
@@ -39,129 +48,150 @@ def run(
     optimizer: Callable[..., optax.GradientTransformation] = make_optimizer,
     start: Callable[..., TrainState] = initial_state,
 ) -> int:
-    """Train in the workdir, from where an earlier run on it stopped.
+    """Train in the workdir, from the point where an earlier run stopped.
 
     Args:
-        config: of the run.
-        optimizer: called as `make_optimizer`, whose place another may take in an experiment.
-        start: called as `initial_state`, likewise. The workdir does not know of either.
+        config: configuration of the run.
+        optimizer: factory with the signature of `make_optimizer`; experiments pass their own.
+        start: factory with the signature of `initial_state`. Neither override is recorded in the
+            workdir.
 
     Returns:
         The exit code: `DONE`, or `STOPPED` by a signal after saving.
 
     Raises:
-        UsageError: if the configuration is impossible; nothing has been trained then.
-        RunError: if it cannot go on.
+        UsageError: if the configuration is impossible. Nothing has been trained then.
+        RunError: if the run cannot continue.
     """
+    experiment, workdir = config.experiment, config.output.workdir
+
+    # Reject an impossible configuration before a folder is created.
     agree(config)
-    dataset = together(lambda: open_dataset(config))
-    config.large_minibatch_recipe(len(dataset.train))  # refuses before a folder is made
+    dataset = together(lambda: open_dataset(experiment, config.machine.data_dir))
+    experiment.large_minibatch_recipe(len(dataset.train))
     workers = make_workers(config)
-    with contextlib.ExitStack() as held, StopOnSignal() as stop:
-        together(lambda: held.enter_context(claim(config)))
-        folder = (config.workdir / "checkpoints").absolute()
-        checkpoints = held.enter_context(Checkpoints(folder, config))
+
+    with contextlib.ExitStack() as stack, StopOnSignal() as stop:
+        # Lock the workdir, find the newest intact checkpoint, and plan from there.
+        together(lambda: stack.enter_context(claim(config)))
+        checkpoints = stack.enter_context(Checkpoints((workdir / "checkpoints").absolute(), config))
         step = checkpoints.newest_step
-        timeline = going_on(config, len(dataset.train), checkpoints.phases, step)
-        checkpoints.phases = timeline.phases
-        last_step = min(timeline.num_steps, config.num_steps or timeline.num_steps)
-        if timeline.phases[-1].first_step == step >= last_step:
+        timeline = resume_timeline(experiment, len(dataset.train), checkpoints.phases, step)
+        plan = Plan(config=config, dataset=dataset, workers=workers, timeline=timeline)
+        if timeline.phases[-1].first_step == step >= plan.last_step:
             raise UsageError(
-                f"--workdir {config.workdir} holds a run that has no step left for a minibatch of "
-                f"{config.batch_size} after its {step}; a finished run cannot change"
+                f"--workdir {workdir} holds a run that has no steps left for a batch size of "
+                f"{experiment.batch_size} after step {step}; a finished run cannot change"
             )
-        display = held.enter_context(Display(last_step))
-        for line in checkpoints.set_aside:
+        display = stack.enter_context(Display(plan.last_step))
+        for line in checkpoints.moved:
             display.say(line)
-        if summary := finished(config, last_step):
-            display.say(f"already {outcome(config.workdir, summary)}")
+        if summary := finished(config, plan.last_step):
+            display.say(f"already {outcome(workdir, summary)}")
             return DONE
-        display.say(plan(config, timeline, dataset, workers))
-        transformation = optimizer(timeline.schedule(), config.optimizer)
-        steps = make_steps(config, dataset.num_classes, transformation, workers)
-        return _train(
-            config, dataset, timeline, workers, steps,
-            lambda: start(config, dataset.num_classes, transformation, workers),
-            last_step, checkpoints, held, display, stop,
-        )  # fmt: skip
+        display.say(plan.describe())
 
-
-def _train(
-    config: Config,
-    dataset: Dataset,
-    timeline: Timeline,
-    workers: Workers,
-    steps: Steps,
-    start: Callable[[], TrainState],
-    last_step: int,
-    checkpoints: Checkpoints,
-    held: contextlib.ExitStack,
-    display: Display,
-    stop: StopOnSignal,
-) -> int:
-    state = start()
-    if restored := checkpoints.restore(like=state):
-        state = restored
-    elif config.init_from is not None:
-        state = transplant(load_network(config.init_from, workers, display.say), into=state)
-    step = first_step = int(state.step)
-    if first_step:
-        display.say(f"resuming after step {first_step}")
-    log = held.enter_context(contextlib.closing(MetricsLog(config.workdir, first_step)))
-    if first_step > last_step or (first_step == last_step and not log.is_evaluated(last_step)):
-        raise UsageError(
-            f"--num-steps is {config.num_steps}; it must be more than the {first_step} steps that "
-            "this run has already made"
-        )
-    forget_summary(config)
-    together(lambda: keep_config(config))
-    train_step = steps.train.lower(state, abstract_minibatch(config, workers)).compile()
-    corrupt = CorruptImages(config, dataset, first_step, config.workdir / "corrupt_images.jsonl")
-    report = Report(config, timeline, last_step, log, display, corrupt, first_step)
-    times = CheckpointTimes(config, timeline)
-
-    for minibatch in on_devices(
-        training_minibatches(dataset, config, workers, first_step, last_step, timeline), workers
-    ):
-        state, metrics = train_step(state, minibatch)
-        step += 1
-        report.update(step, metrics, minibatch.corrupt)
-        if report.ends_epoch(step):
-            record = report.read()
-            labels, classes = predict(
-                state.params, state.batch_stats, steps, dataset, config, workers
+        # Restore the state, or initialize it.
+        transformation = optimizer(timeline.schedule(), experiment.optimizer)
+        arguments = (experiment, dataset.num_classes, transformation, workers)
+        state = checkpoints.restore(abstract_state(*arguments))
+        if state is None:
+            state = start(*arguments)
+            if experiment.init_from is not None:
+                _, network = load_network(experiment.init_from, workers, display.say)
+                state = transplant(network, into=state)
+        if step:
+            display.say(f"resuming after step {step}")
+        log = stack.enter_context(contextlib.closing(MetricsLog(workdir, step)))
+        if step > plan.last_step or (step == plan.last_step and not log.is_evaluated(step)):
+            raise UsageError(
+                f"--num-steps is {config.machine.num_steps}; it must be more than the {step} steps "
+                "that this run has completed"
             )
-            corrupt.meet_in_evaluation(step, labels)
-            record |= error_rates(labels, classes) | {"data/corrupt_images": len(corrupt)}
-            report.write(record)
-            report.leave_out(step)
-        stopping = stop.reached(step)
-        if stopping or step == last_step or times.is_due(step):
-            report.write(report.read())
-            log.sync()  # a run that goes on from the checkpoint has all records before it
-            checkpoints.save(step, state, log.errors)
-            report.leave_out(step)
-        if stopping:
-            break
-    checkpoints.close()
-    summary = {
-        "dataset": dataset.name,
-        "top1_error_median_last5": top1_error_median_last5(log.records, timeline),
-        "num_steps": step,
-        "num_examples_seen": timeline.num_examples_seen(step),
-        "params_digest": params_digest(state.params),
-    }
+        delete_summary(config)
+        together(lambda: keep_config(config))
+        corrupt = CorruptImages(plan, step, workdir / "corrupt_images.jsonl")
+        report = Report(plan, log, display, corrupt, step)
+        times = CheckpointTimes(config, timeline)
 
-    def write() -> None:
-        if jax.process_index() == 0:
-            title = f"{config.recipe}: {config.model}"
-            plot_curves(log.records, config.workdir / "curves.png", title)
-            if step == last_step:
-                write_whole(config.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        # Compile before the first minibatch is there.
+        train_step = make_train_step(*arguments, on_nonfinite=config.machine.on_nonfinite)
+        train_step = train_step.lower(state, abstract_minibatch(experiment, workers)).compile()
+        evaluation_step = make_evaluation_step(experiment, dataset.num_classes, workers)
 
-    together(write)
-    if step < last_step:
-        display.say(f"stopped after step {step} of {last_step} and saved; the same command goes on")
-        return STOPPED
-    display.say(outcome(config.workdir, summary))
+        minibatches = training_minibatches(plan, step, plan.last_step)
+        for minibatch in on_devices(minibatches, workers):
+            # Dispatch this step; while it runs, read the metrics of the previous one.
+            state, metrics = train_step(state, minibatch)
+            step += 1
+            report.queue(step, metrics, minibatch.corrupt)
+            if plan.ends_epoch(step):
+                record = report.read()
+                labels, classes = predict(plan, evaluation_step, state.network)
+                corrupt.add_from_evaluation(step, labels)
+                record |= error_rates(labels, classes) | {"data/corrupt_images": len(corrupt)}
+                report.write(record)
+                report.restart_clock(step)
+            stopping = stop.reached(step)
+            if stopping or step == plan.last_step or times.is_due(step):
+                report.write(report.read())
+                log.sync()  # a resumed run must find every record up to its checkpoint
+                checkpoints.save(step, state, timeline.phases, log.errors)
+                report.restart_clock(step)
+            if stopping:
+                break
+        checkpoints.close()
+
+        summary = {
+            "dataset": dataset.name,
+            "top1_error_median_last5": top1_error_median_last5(log.records, timeline),
+            "num_steps": step,
+            "num_examples_seen": timeline.num_examples_seen(step),
+            "params_digest": params_digest(state.network.params),
+        }
+
+        def write() -> None:
+            if jax.process_index() == 0:
+                title = f"{experiment.recipe}: {experiment.model}"
+                plot_curves(log.records, workdir / "curves.png", title)
+                if step == plan.last_step:
+                    text = json.dumps(summary, indent=2) + "\n"
+                    write_atomically(workdir / "summary.json", text)
+
+        together(write)
+        if step < plan.last_step:
+            display.say(
+                f"stopped after step {step} of {plan.last_step} and saved; the same command resumes"
+            )
+            return STOPPED
+        display.say(outcome(workdir, summary))
+        return DONE
+
+
+def run_seeds(config: Config) -> int:
+    """Run each of `config.output.seeds` in its own folder, then write seeds.json.
+
+    The score is the paper's: mean and standard deviation over runs with different seeds (section
+    5.1).
+
+    Returns:
+        The exit code of the first run that did not finish, else `DONE`.
+    """
+    workdir, errors = config.output.workdir, dict[int, float]()
+    for seed in config.output.seeds:
+        folder = workdir / f"seed-{seed}"
+        if (code := run(config.replace(seed=seed, seeds=(), workdir=folder))) != DONE:
+            return code
+        errors[seed] = read_summary(folder)["top1_error_median_last5"]
+    mean = statistics.mean(errors.values())
+    deviation = statistics.stdev(errors.values()) if len(errors) > 1 else None
+    if jax.process_index() != 0:
+        return DONE
+    score = {"top1_error_mean": mean, "top1_error_std": deviation, "top1_error": errors}
+    write_atomically(workdir / "seeds.json", json.dumps(score, indent=2) + "\n")
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    print(
+        f"test error {100 * mean:.2f}{spread} % over {len(errors)} seeds "
+        f"(mean ± standard deviation of the median of the last 5 epochs): {workdir / 'seeds.json'}"
+    )
     return DONE

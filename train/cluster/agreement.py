@@ -1,6 +1,5 @@
-"""Several processes of one run: that they were started alike, and that a mistake ends them all."""
+"""Agreement among the processes of a run: same flags and code, and one error stops all."""
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -12,64 +11,65 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.config import Config, RunError, UsageError, flag, refused
-from train.run.checkpoint import versions
+from train.config import Config
+from train.errors import RunError, UsageError, flag, from_os_error
+from train.run.manifest import versions
 
 T = TypeVar("T")
 
-# What may differ between the processes of one run: which one it is, and what its host calls things.
+# Fields that may differ between processes: which process it is, and the paths on its host.
 OWN_FIELDS = frozenset({"process_id", "coordinator_address", "data_dir"})
 
-PACKAGES = Path(__file__).parents[2]  # where `train` and `optax_warmup` are
+ROOT = Path(__file__).parents[2]  # the folder of the packages `train` and `optax_warmup`
 
 
 def agree(config: Config) -> None:
-    """Find processes that were started otherwise than the first one; to be called by all.
+    """Check that all processes were started like process 0. All processes must call it.
 
     Raises:
-        UsageError: in every process, if one has other flags, other packages or another source.
+        UsageError: in every process, if one has other flags, package versions or source files.
     """
     facts = {
         flag(name): str(value)
-        for name, value in dataclasses.asdict(config).items()
+        for name, value in config.to_dict().items()
         if name not in OWN_FIELDS
     }
     facts |= versions() | {"the source of train and optax_warmup": _source_digest()}
     first, *others = [json.loads(text) for text in _gather(json.dumps(facts))]
     for process, other in enumerate(others, 1):
         differing = [
-            f"{name} is {other.get(name)} and not {first.get(name)}"
+            f"{name} is {other.get(name)} instead of {first.get(name)}"
             for name in sorted(first.keys() | other.keys())
             if first.get(name) != other.get(name)
         ]
         if differing:
             raise UsageError(
-                f"process {process} was started otherwise than process 0: {'; '.join(differing)}; "
-                "start all processes alike"
+                f"process {process} differs from process 0: {'; '.join(differing)}; start all "
+                "processes alike"
             )
 
 
 def together(call: Callable[[], T]) -> T:
-    """Call a function in every process; what one of them raises ends all.
+    """Call a function in every process; an error in one of them is raised in all.
 
-    Without it the others would wait for that one in their next step.
+    Otherwise the other processes would wait for the failed one in their next step.
 
     Args:
-        call: a function that takes no step with the other processes by itself.
+        call: a function that runs no collectives.
 
     Raises:
-        UsageError | RunError: that of the first process that has one.
+        UsageError | RunError: the error of the first process that has one.
     """
     if jax.process_count() == 1:
         return call()
-    value, mistake = None, ("", "")
+    value, failure = None, ("", "")
     try:
         value = call()
     except (UsageError, RunError) as error:
-        mistake = type(error).__name__, str(error)
+        failure = type(error).__name__, str(error)
     except OSError as error:
-        mistake = RunError.__name__, str(refused(error))
-    for process, text in enumerate(_gather(json.dumps(mistake))):
+        failure = RunError.__name__, str(from_os_error(error))
+    for process, text in enumerate(_gather(json.dumps(failure))):
         kind, line = json.loads(text)
         if kind:
             error = UsageError if kind == UsageError.__name__ else RunError
@@ -78,7 +78,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def _gather(text: str) -> list[str]:
-    """One text of each process."""
+    """The texts of all processes."""
     if jax.process_count() == 1:
         return [text]
     devices = Counter(device.process_index for device in jax.devices())
@@ -94,7 +94,7 @@ def _gather(text: str) -> list[str]:
 def _source_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(
-        path for package in ("train", "optax_warmup") for path in (PACKAGES / package).rglob("*.py")
+        path for package in ("train", "optax_warmup") for path in (ROOT / package).rglob("*.py")
     ):
-        digest.update(str(path.relative_to(PACKAGES)).encode() + path.read_bytes())
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Reading ahead: in threads or processes on the host, and from there to the devices.
 
-What is read is a pure function of step and worker, so no number here changes it.
+Whatever is read is a pure function of step and worker, so no number here changes a result.
 """
 
 import collections
@@ -21,25 +21,26 @@ import joblib
 import numpy as np
 from absl import flags
 
-from train.config import Config
+from train.config import Config, Machine
+from train.plan import Plan
 from train.step.workers import Workers
 
 T = TypeVar("T")
 
 
 def on_devices(minibatches: Iterator[T], workers: Workers) -> Iterator[T]:
-    """Put minibatches together on the devices: the next two while the training step runs.
+    """Assemble minibatches on the devices: the next two while the training step runs.
 
     Args:
         minibatches: trees of this process's rows.
-        workers: whose devices they go to, by `Workers.to_devices`.
+        workers: layout over the devices.
     """
 
     def put() -> T | None:
         rows = next(minibatches, None)
         return None if rows is None else jax.tree.map(workers.to_devices, rows)
 
-    # A thread of its own, so that copying is no part of the time between two steps.
+    # A separate thread, so that copying does not delay the next step.
     with ThreadPoolExecutor(1) as pool:
         ahead = collections.deque(pool.submit(put) for _ in range(2))
         try:
@@ -50,43 +51,42 @@ def on_devices(minibatches: Iterator[T], workers: Workers) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
 
-def reader_threads(config: Config) -> int:
-    """How many threads decode, in all processes: one for each core that this process may use."""
-    return config.num_reader_threads or joblib.cpu_count()
+def reader_threads(machine: Machine) -> int:
+    """Number of decoding threads in all reader processes: one per available core by default."""
+    return machine.num_reader_threads or joblib.cpu_count()
 
 
 def reader_processes(config: Config) -> int:
-    """Among how many processes the reader threads are divided; 0 is this one.
+    """Number of processes that the reader threads are divided among; 0 is this process.
 
-    What a thread does under Python's lock for a photograph, a sixth of the whole, keeps more than
-    about six from running side by side; small images are too quickly done to need several.
+    A photograph spends a sixth of its decoding under Python's lock, which keeps more than about six
+    threads from running in parallel. Small images decode too quickly to need several processes.
     """
-    if config.num_reader_processes is not None:
-        return config.num_reader_processes
-    threads = reader_threads(config)
-    return threads // 4 if config.augmentation == "crop-flip" and threads >= 8 else 0
+    if config.machine.num_reader_processes is not None:
+        return config.machine.num_reader_processes
+    threads = reader_threads(config.machine)
+    is_photograph = config.experiment.augmentation == "crop-flip"
+    return threads // 4 if is_photograph and threads >= 8 else 0
 
 
 def read(
     load: Callable[[int, int], T],
-    config: Config,
-    workers: Workers,
+    plan: Plan,
     first_step: int,
     last_step: int,
     num_processes: int = 0,
 ) -> Iterator[T]:
-    """Load one worker's rows at a time in Grain's threads and put each step's together, in order.
+    """Load rows worker by worker in Grain's threads and yield them step by step, in order.
 
     Args:
-        load: makes a worker's rows of a minibatch, a tree of arrays, of step and worker; a pure
-            function that can be pickled where there are processes.
-        config: of the run.
-        workers: of whom this process loads its own.
-        first_step: whose minibatch comes first.
-        last_step: before which the last one comes.
-        num_processes: among which the threads are divided, or 0.
+        load: pure function from step and worker to the worker's rows, a tree of arrays. It must be
+            picklable if there are reader processes.
+        plan: plan of the run; this process loads the rows of `plan.workers.local`.
+        first_step: first step.
+        last_step: step after the last one.
+        num_processes: processes among which the threads are divided, or 0.
     """
-    local = workers.local.tolist()
+    local = plan.workers.local.tolist()
 
     def load_item(item: int) -> T:
         step, place = divmod(item, len(local))
@@ -96,8 +96,8 @@ def read(
         return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
     parts = max(1, num_processes)
-    threads = -(-reader_threads(config) // parts)
-    ahead = -(-config.prefetch_steps * len(local) // parts)
+    threads = -(-reader_threads(plan.config.machine) // parts)
+    ahead = -(-plan.config.machine.prefetch_steps * len(local) // parts)
     items = (
         grain.MapDataset.range(first_step * len(local), last_step * len(local))
         .map(load_item)
@@ -119,17 +119,17 @@ def read(
         minibatches.close()
         if num_processes:
             del minibatches
-            gc.collect()  # Grain's last items hang in cycles, and keep shared memory
+            gc.collect()  # Grain's last items are part of reference cycles and hold shared memory
 
 
 def _first(minibatches: Iterator[T]) -> list[T]:
-    """Take the first minibatch, which starts the processes, deaf to signals that ask for a stop.
+    """Read the first minibatch, which starts the processes, with SIGINT and SIGTERM blocked.
 
-    A terminal sends Ctrl-C to them too, and the process that trains shall have its last minibatch.
+    A terminal sends Ctrl-C to the reader processes too, but the last step needs their minibatch.
     """
-    if not flags.FLAGS.is_parsed():  # Grain asks for its own, which are no flags of ours
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which we do not define
         flags.FLAGS.mark_as_parsed()
-    resource_tracker.ensure_running()  # else it starts with them, and unblocks the signals
+    resource_tracker.ensure_running()  # otherwise it starts with them, and unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         return list(itertools.islice(minibatches, 1))
@@ -138,7 +138,7 @@ def _first(minibatches: Iterator[T]) -> list[T]:
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """End this reader process with the one that trains, however that ends."""
+    """End this reader process when the training process ends for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,19 +1,13 @@
-"""Checkpoints of the state, by Orbax, each with a manifest of what its files were when written.
+"""Checkpoints of the training state by Orbax, each with a manifest.
 
-Orbax writes in the background, into a temporary folder that it renames when all is there, so that a
-kill leaves a whole checkpoint or none. A byte that changes later it would not notice: therefore
-`manifest.json` holds the SHA-256 of each file, and what differs from it is never restored. The
-files are arrays (OCDBT, Zarr) and JSON; nothing in them is unpickled or evaluated, and no path is
-taken from them: only those of the folder itself are read, and compared with the manifest.
+Orbax writes in the background, into a temporary folder that it renames once it is complete, so a
+kill leaves an intact checkpoint or none. The files are arrays (OCDBT, Zarr) and JSON. Nothing in
+them is unpickled or evaluated, and no path is taken from them.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,90 +26,110 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from train.config import MINIBATCH_FIELDS, Config, RunError, UsageError, refused
-from train.step.state import Network, TrainState
+from train.config import Config
+from train.errors import RunError, UsageError, from_os_error
+from train.run.manifest import (
+    corruption,
+    move_corrupt,
+    newest_first,
+    read_manifest,
+    write_manifest,
+)
+from train.step.network import Network
+from train.step.state import TrainState
 from train.step.workers import Workers
 from train.timeline import Phase, Timeline
 
-MANIFEST = "manifest.json"
 PHASES = "phases.json"
-DAMAGED = "damaged"
 
-# Orbax writes these after the manifest; they say when a checkpoint was written, not what is in it.
-UNSIGNED = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax", "grain", "orbax-checkpoint")
+@dataclasses.dataclass
+class _Pending:
+    """What the background thread writes next to the arrays of a checkpoint."""
+
+    step: int
+    phases: Sequence[Phase]
 
 
 class Checkpoints:
     """The checkpoints of one run, numbered by step; the newest few and the best are kept.
 
-    To open them sets aside each that is newer than the newest whole one, in `damaged/`.
+    Opening moves every corrupt checkpoint newer than the last intact one to `damaged/`.
 
     Args:
-        folder: where they are, absolute, or any path that epath takes; made if missing.
-        config: of the run; written beside each checkpoint, with the versions of the packages.
+        folder: absolute path of the folder, created if missing.
+        config: the run's configuration, recorded with each checkpoint.
 
     Attributes:
-        set_aside: one line for each checkpoint that was damaged.
-        newest_step: of the newest checkpoint when they were opened; 0 if there was none.
-        phases: of the run up to there; to be set to those of the run that goes on, which each
-            checkpoint holds.
+        moved: one line for each corrupt checkpoint that was moved.
+        newest_step: step of the newest checkpoint on opening; 0 if there is none.
+        phases: phases of the run up to that step.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder = epath.Path(folder)
-        self._about = {"config": json.loads(config.to_json()), "versions": versions()}
-        self._step: int | None = None
+        self._config = json.loads(config.to_json())
+        self._pending: _Pending | None = None
         self._best = _Best()
-        self.set_aside: list[str] = []
-        if jax.process_index() == 0:  # the others wait for it where the manager is made
-            self.set_aside = _set_aside_damaged(self._folder)
+        self.moved: list[str] = []
+        if jax.process_index() == 0:  # the others block on it when they create the manager
+            self.moved = move_corrupt(self._folder)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(
-                    [LatestN(config.keep_checkpoints), self._best]
+                    [LatestN(config.output.keep_checkpoints), self._best]
                 ),
-                cleanup_tmp_directories=True,  # what a kill kept from becoming a checkpoint
-                lightweight_initialize=True,  # older ones may be damaged: they are not opened
-                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._sign),
+                cleanup_tmp_directories=True,  # unfinished checkpoints of a killed process
+                lightweight_initialize=True,  # do not open older ones, which may be corrupt
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._finalize),
             ),
         )
         self.newest_step = self._manager.latest_step() or 0
-        self.phases = _phases(self._folder / str(self.newest_step)) if self.newest_step else ()
+        self.phases = _read_phases(self._folder / str(self.newest_step)) if self.newest_step else ()
 
-    def save(self, step: int, state: TrainState, errors: Mapping[int, float]) -> None:
-        """Write the state after `step` updates in the background, unless it is there already.
+    def save(
+        self, step: int, state: TrainState, phases: Sequence[Phase], errors: Mapping[int, float]
+    ) -> None:
+        """Write the state after `step` updates in the background, unless it exists already.
 
         Args:
-            step: updates made.
-            state: after them; it may be given away as soon as this returns.
-            errors: of all evaluations so far, by step; the checkpoint with the least is kept.
+            step: completed updates.
+            state: state after them; it may be donated as soon as this returns.
+            phases: phases of the run up to this step.
+            errors: test error of every evaluation so far, by step; the checkpoint with the lowest
+                is kept.
 
         Raises:
-            RunError: if it, or the one before in the background, could not be written.
+            RunError: if this checkpoint, or the previous one in the background, cannot be written.
         """
         if step in self._manager.all_steps():
             return
         with self._writing():
-            self._manager.wait_until_finished()  # the one before is signed by its own step
-            self._step, self._best.errors = step, dict(errors)
-            self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)), force=True)
+            self._manager.wait_until_finished()  # its thread still reads `_pending`
+            self._pending, self._best.errors = _Pending(step, phases), dict(errors)
+            self._manager.save(step, args=ocp.args.StandardSave(_to_tree(state)), force=True)
 
-    def restore(self, like: TrainState) -> TrainState | None:
-        """Load the newest state, with the shapes and shardings of `like`; None if there is none."""
+    def restore(self, abstract: TrainState) -> TrainState | None:
+        """Load the newest state.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the state.
+
+        Returns:
+            The state; None if there is no checkpoint.
+        """
         step = self._manager.latest_step()
         if step is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
-        return TrainState(**self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
+        args = ocp.args.StandardRestore(_to_tree(abstract))
+        return _from_tree(self._manager.restore(step, args=args))
 
     def close(self) -> None:
-        """Wait until what was saved is on disk.
+        """Block until everything saved is on disk.
 
         Raises:
-            RunError: if it could not be written.
+            RunError: if it cannot be written.
         """
         with self._writing():
             self._manager.close()
@@ -124,41 +138,40 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Finish what is being saved when a run fails, and name the checkpoint that it leaves."""
+        """When a run fails, finish the pending save and name the newest checkpoint."""
         if isinstance(error, RunError | OSError):
             with contextlib.suppress(RunError):
                 self.close()
-            line = refused(error) if isinstance(error, OSError) else error
-            newest = _newest_first(self._folder)
-            last = f"the last good one is {newest[0]}" if newest else "there is none yet"
-            raise RunError(f"{line}; of checkpoints, {last}") from error
+            line = from_os_error(error) if isinstance(error, OSError) else error
+            newest = newest_first(self._folder)
+            last = f"the last good checkpoint is {newest[0]}" if newest else "no checkpoint yet"
+            raise RunError(f"{line}; {last}") from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise RunError(
-                f"checkpoint {self._step} cannot be written: {refused(error)}"
-            ) from error
-        except ValueError as error:  # tensorstore's; its last clause is the system's reason
-            reason = str(error).splitlines()[0].split(" [os_error")[0].rsplit(": ", 1)[-1]
-            raise RunError(f"checkpoint {self._step} cannot be written: {reason}") from error
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                reason = str(from_os_error(error))
+            else:  # tensorstore's error; its last clause is the operating system's reason
+                reason = str(error).splitlines()[0].split(" [os_error")[0].rsplit(": ", 1)[-1]
+            step = self._pending.step if self._pending else self.newest_step
+            raise RunError(f"checkpoint {step} cannot be written: {reason}") from error
 
-    def _sign(self) -> None:
-        """Write phases and manifest; called in the background, by process 0, before it is valid."""
-        (folder,) = (
-            path for path in self._folder.iterdir() if path.name.split(".")[0] == str(self._step)
-        )
-        phases = [dataclasses.asdict(phase) for phase in self.phases]
-        (folder / PHASES).write_text(json.dumps(phases) + "\n")
-        manifest = self._about | {"sha256": _digests(folder)}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    def _finalize(self) -> None:
+        """Add phases and manifest; process 0 calls it in the background before the rename."""
+        assert self._pending is not None
+        step, phases = str(self._pending.step), self._pending.phases
+        (folder,) = (path for path in self._folder.iterdir() if path.name.split(".")[0] == step)
+        text = json.dumps([dataclasses.asdict(phase) for phase in phases])
+        (folder / PHASES).write_text(text + "\n")
+        write_manifest(folder, self._config)
 
 
 @dataclasses.dataclass
 class _Best(PreservationPolicy):
-    """Preserve the checkpoint with the least error, of several the newest."""
+    """Keep the checkpoint with the lowest error, the newest one of equals."""
 
     errors: dict[int, float] = dataclasses.field(default_factory=dict)
 
@@ -171,22 +184,19 @@ class _Best(PreservationPolicy):
 
 
 class CheckpointTimes:
-    """Says when a checkpoint is due: by epochs, by steps, or by minutes since the last one."""
+    """Decides when a checkpoint is due: by epochs, by steps, or by minutes since the last one."""
 
     def __init__(self, config: Config, timeline: Timeline) -> None:
-        self._config, self._timeline = config, timeline
+        self._output, self._timeline = config.output, timeline
         self._seconds = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether one is due after `step` updates; the minutes begin anew if so."""
-        ends_epoch, epochs = self._timeline.ends_epoch(step), self._timeline.epoch(step)
-        every_steps, minutes = (
-            self._config.checkpoint_every_steps,
-            self._config.checkpoint_every_minutes,
-        )
+        """Whether a checkpoint is due after `step` updates. If so, the minutes restart."""
+        output, epochs = self._output, self._timeline.epoch(step)
+        steps, minutes = output.checkpoint_every_steps, output.checkpoint_every_minutes
         is_due = (
-            (ends_epoch and epochs % self._config.checkpoint_every_epochs == 0)
-            or (every_steps is not None and step % every_steps == 0)
+            (self._timeline.ends_epoch(step) and epochs % output.checkpoint_every_epochs == 0)
+            or (steps is not None and step % steps == 0)
             or (minutes is not None and self._have_passed(minutes, step))
         )
         if is_due:
@@ -194,129 +204,87 @@ class CheckpointTimes:
         return is_due
 
     def _have_passed(self, minutes: float, step: int) -> bool:
-        """By the clock of process 0; to ask it takes a wait, so that it is not asked every step."""
+        """Uses the clock of process 0. The broadcast blocks, so it happens on logging steps only."""
         have_passed = time.monotonic() - self._seconds >= 60 * minutes
         if jax.process_count() == 1:
             return have_passed
-        if step % self._config.log_every_steps:
+        if step % self._output.log_every_steps:
             return False
         return bool(multihost_utils.broadcast_one_to_all(np.int32(have_passed)))
 
 
-def load_network(path: Path, workers: Workers, say: Callable[[str], None] = print) -> Network:
-    """Load the network of a run's newest whole checkpoint, or of the one given.
+def load_network(
+    path: Path, workers: Workers, say: Callable[[str], None] = print
+) -> tuple[int, Network]:
+    """Load the network of a run's newest intact checkpoint, or of a given checkpoint.
 
     Args:
         path: a run's workdir, or `checkpoints/STEP` in one.
-        workers: on whose devices it is put, whole on each.
-        say: called with a line for each newer checkpoint that is damaged.
+        workers: layout over the devices; the network is replicated.
+        say: called with a line for each newer checkpoint that is corrupt.
+
+    Returns:
+        The number of completed updates, and the network.
 
     Raises:
-        UsageError: if there is no checkpoint, or if the one given is damaged.
+        UsageError: if there is no checkpoint, or the given one is corrupt.
     """
     folder = epath.Path(path.absolute())
     if folder.parent.name == "checkpoints" and folder.name.isdecimal():
         checkpoints = [folder] if folder.is_dir() else []
     else:
-        checkpoints = _newest_first(folder / "checkpoints")
+        checkpoints = newest_first(folder / "checkpoints")
     if not checkpoints:
-        raise UsageError(f"{path} holds no checkpoint")
+        raise UsageError(f"{path} has no checkpoint")
     for checkpoint in checkpoints:
-        if not (damage := _damage(checkpoint)):
-            return _load_network(checkpoint, workers)
-        say(f"{checkpoint} is damaged: {damage}")
-    raise UsageError(f"{path} holds no checkpoint that is whole")
+        if not (reason := corruption(checkpoint)):
+            return int(checkpoint.name), _load_network(checkpoint, workers)
+        say(f"{checkpoint} is corrupt: {reason}")
+    raise UsageError(f"{path} has no intact checkpoint")
 
 
 def _load_network(checkpoint: epath.Path, workers: Workers) -> Network:
     step = int(checkpoint.name)
     options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
-    handler = ocp.PyTreeCheckpointHandler()  # which can leave the optimizer's state where it is
+    handler = ocp.PyTreeCheckpointHandler()  # the only one that can skip the optimizer's state
     with ocp.CheckpointManager(
         checkpoint.parent, options=options, item_handlers=handler
     ) as manager:
         tree: Any = manager.item_metadata(step)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=workers.replicated),
-            {name: tree[name] for name in ("step", "params", "batch_stats")},
+            {name: tree[name] for name in ("params", "batch_stats")},
         )
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=True,
         )
-        saved = manager.restore(step, args=arguments)
-    return Network(
-        step=int(saved["step"]), params=saved["params"], batch_stats=saved["batch_stats"]
-    )
+        return Network(**manager.restore(step, args=arguments))
 
 
-def _phases(checkpoint: epath.Path) -> tuple[Phase, ...]:
-    """Read of which phases a run was made up to a checkpoint."""
+def _read_phases(checkpoint: epath.Path) -> tuple[Phase, ...]:
+    """Read the phases that a run has gone through, from one of its checkpoints."""
     if (path := checkpoint / PHASES).exists():
         return tuple(Phase(**phase) for phase in json.loads(path.read_text()))
-    # A checkpoint that is older than the file is of one phase.
-    config = json.loads((checkpoint / MANIFEST).read_text())["config"]
-    return (Phase(first_step=0, **{name: config[name] for name in MINIBATCH_FIELDS}),)
+    # A checkpoint from before phases were recorded has one phase.
+    config: Any = read_manifest(checkpoint)["config"]
+    sizes = {name: config[name] for name in ("num_workers", "batch_size_per_worker")}
+    return (Phase(first_step=0, **sizes),)
 
 
-def _newest_first(folder: epath.Path) -> list[epath.Path]:
-    """Checkpoints in a folder, whole or not."""
-    if not folder.is_dir():
-        return []
-    found = (path for path in folder.iterdir() if re.fullmatch("[1-9][0-9]*", path.name))
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+def _to_tree(state: TrainState) -> dict[str, object]:
+    """The state as the tree on disk, which knows no nested network."""
+    network = state.network
+    tree = {
+        "step": state.step,
+        "params": network.params,
+        "batch_stats": network.batch_stats,
+        "opt_state": state.opt_state,
+    }
+    return tree if state.noise_scale is None else tree | {"noise_scale": state.noise_scale}
 
 
-def _set_aside_damaged(folder: epath.Path) -> list[str]:
-    """Move each checkpoint that is newer than the newest whole one into `damaged/`."""
-    lines = []
-    for checkpoint in _newest_first(folder):
-        if not (damage := _damage(checkpoint)):
-            break
-        number, target = 1, folder / DAMAGED / checkpoint.name
-        while target.exists():  # a checkpoint of the same step was damaged before
-            number += 1
-            target = folder / DAMAGED / f"{checkpoint.name}.{number}"
-        target.parent.mkdir(exist_ok=True)
-        checkpoint.rename(target)
-        lines.append(f"checkpoint {checkpoint.name} is damaged: {damage}; set aside as {target}")
-    return lines
-
-
-def _damage(checkpoint: epath.Path) -> str:
-    """Say how a checkpoint differs from its manifest; empty if it is whole."""
-    try:
-        written = json.loads((checkpoint / MANIFEST).read_text())["sha256"].items()
-        differing = {name for name, _ in written ^ _digests(checkpoint).items()}
-    except OSError as error:
-        return str(error)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"its {MANIFEST} is not as it was written"
-    return f"{min(differing)} is not as it was written" if differing else ""
-
-
-def _digests(folder: epath.Path) -> dict[str, str]:
-    """SHA-256 of each file in a checkpoint, by its path in it."""
-    digests = {}
-    for path in sorted(root / name for root, _, names in folder.walk() for name in names):
-        name = str(path.relative_to(folder))
-        if name not in UNSIGNED:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
-            digests[name] = digest.hexdigest()
-    return digests
-
-
-def versions() -> dict[str, str]:
-    """Of the packages on which the numbers of a run depend, by name."""
-    python = {"python": sys.version.split()[0]}
-    return python | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def _as_dict(state: TrainState) -> dict[str, object]:
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    # None is not written: without the noise scale a checkpoint is what it was before there was one.
-    return {name: value for name, value in fields.items() if value is not None}
+def _from_tree(tree: dict[str, Any]) -> TrainState:
+    network = Network(params=tree.pop("params"), batch_stats=tree.pop("batch_stats"))
+    return TrainState(network=network, **tree)

@@ -1,39 +1,36 @@
-"""What JAX compiles is kept on disk, so that a second start need not compile it again.
+"""Compiled programs on disk, so that a second start compiles nothing.
 
-JAX knows a program again by what it computes, its own version, XLA's flags, and the features of the
-CPU or the kind of accelerator: machines of different kinds may share a folder, and no number
-depends on it.
+JAX keys its cache by the program, its own version, XLA's flags, and the CPU's features or the kind
+of accelerator. Machines of different kinds may share a folder, and no number depends on it.
 """
 
 import contextlib
 import os
-import re
 import tempfile
-import warnings
 from pathlib import Path
 
 import jax
 
-from train.config import unusable
+from train.errors import unusable_folder
 
 MAX_BYTES = 2**30
-"""Of a folder; beyond it, what was used longest ago is deleted."""
+"""Size of the folder beyond which the least recently used programs are deleted."""
 
 
 def keep_compiled(folder: Path | None) -> None:
-    """Tell JAX where to keep what it compiles; before it compiles anything.
+    """Tell JAX where to keep compiled programs. Call before anything is compiled.
 
-    With no folder named it is that of `JAX_COMPILATION_CACHE_DIR`, which is left to JAX, or
-    optax-warmup/ in the user's folder for caches; where that cannot be written, and in runs of
-    several processes, nothing is kept. `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+    Without a folder JAX uses `JAX_COMPILATION_CACHE_DIR`, or optax-warmup/ in the user's cache
+    folder. Nothing is kept if that is not writable, or in runs of several processes.
+    `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache.
 
     Args:
-        folder: for a run of several processes one that all hosts share. On GPUs the hosts tune
-            their programs together, so none may wait for another that has found its own on disk.
+        folder: the folder; for several processes one that all hosts share. On GPUs the hosts tune
+            their programs together, so no host may find its program on disk while others wait.
 
     Raises:
-        UsageError: if the folder that is named is no folder.
-        RunError: if it cannot be written.
+        UsageError: if the path is not a folder.
+        RunError: if the folder is not writable.
     """
     if not getattr(jax.config, "jax_enable_compilation_cache", True):
         return
@@ -47,22 +44,22 @@ def keep_compiled(folder: Path | None) -> None:
     try:
         _use(folder)
     except OSError as error:
-        raise unusable("--compilation-cache-dir", folder, error) from None
+        raise unusable_folder("--compilation-cache-dir", folder, error) from None
 
 
 def _use(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()  # may it be written?
-    if not jax.distributed.is_initialized():  # or one process would take what another has found
+    tempfile.TemporaryFile(dir=folder).close()  # raises unless the folder is writable
+    if not jax.distributed.is_initialized():  # another process may be reading
         _shrink(folder)
-    _heal(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # XLA would keep a folder of its own there for GPUs, and end the run if it cannot write it.
+    # XLA's own cache for GPUs would end the run if it cannot be written.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _shrink(folder: Path) -> None:
-    """Delete what was used longest ago; JAX's own bound wants locks, which some homes lack."""
+    """Delete the least recently used programs. JAX's own limit needs file locks, which some homes
+    lack."""
     num_bytes = 0
     programs: list[tuple[os.stat_result, Path]] = []
     for path in folder.glob("*-cache"):
@@ -72,25 +69,3 @@ def _shrink(folder: Path) -> None:
         num_bytes += status.st_size
         if num_bytes > MAX_BYTES:
             path.unlink(missing_ok=True)
-
-
-def _heal(folder: Path) -> None:
-    """Delete a program that cannot be read, or that a full disk has cut off.
-
-    JAX warns, compiles it again, and would leave what is there for ever.
-    """
-    show = warnings.showwarning
-
-    def delete(message: Warning | str, *arguments: object, **options: object) -> None:
-        found = re.match(
-            r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)'",
-            str(message),
-        )
-        if found is None:
-            show(message, *arguments, **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
-            return
-        for path in folder.glob(f"{found[1]}-*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-    warnings.showwarning = delete

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: which they are, where they are listed, and how many may be."""
+"""Corrupt images that a run has met: their list on disk, and how many are tolerated."""
 
 import json
 from pathlib import Path
@@ -8,29 +8,27 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.config import Config, DataError
 from train.data.images import decode
-from train.data.minibatches import NO_LABEL, SOUND, Dataset
-from train.run.workdir import write_whole
+from train.errors import DataError
+from train.plan import Plan
+from train.run.workdir import write_atomically
+from train.step.examples import INTACT, NO_LABEL
 
 
 class CorruptImages:
-    """The images that a run has met and cannot decode, each once, listed in corrupt_images.jsonl.
+    """The corrupt images that a run has met, each once, listed in corrupt_images.jsonl.
 
-    Every process knows all of them; process 0 alone writes. A run that goes on after `step` updates
-    forgets those that it met later.
+    Every process knows all of them; process 0 writes. A resumed run forgets those that it met after
+    the step it resumes from.
 
     Args:
-        config: of the run.
-        dataset: of the run.
-        step: updates made by the state from which the run goes on.
-        path: of the list; none is written if left out.
+        plan: plan of the run.
+        step: completed updates of the restored state.
+        path: path of the list. Default: none is written.
     """
 
-    def __init__(
-        self, config: Config, dataset: Dataset, step: int = 0, path: Path | None = None
-    ) -> None:
-        self._config, self._dataset, self._path = config, dataset, path
+    def __init__(self, plan: Plan, step: int = 0, path: Path | None = None) -> None:
+        self._plan, self._path = plan, path
         self._lines: list[dict[str, Any]] = []
         if path is not None and path.exists():
             lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -40,58 +38,55 @@ class CorruptImages:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def meet_in_training(self, step: int, corrupt: jax.Array) -> None:
-        """Take note of the images in whose place others stood in one minibatch.
-
-        To be called by all processes.
+    def add_from_training(self, step: int, corrupt: jax.Array) -> None:
+        """Add the images that were replaced in one training minibatch. All processes must call it.
 
         Args:
-            step: updates made, that of this minibatch included.
+            step: completed updates, including the one of this minibatch.
             corrupt: `Examples.corrupt` of the minibatch, on the devices.
 
         Raises:
-            DataError: if there are more than `config.max_corrupt_images`.
+            DataError: if there are more than `max_corrupt_images`.
         """
         indices = np.asarray(multihost_utils.process_allgather(corrupt, tiled=True))
-        self._meet(step, "train", indices[indices != SOUND].tolist())
+        self._add(step, "train", indices[indices != INTACT].tolist())
 
-    def meet_in_evaluation(self, step: int, labels: np.ndarray) -> None:
-        """Take note of the images that an evaluation left out.
+    def add_from_evaluation(self, step: int, labels: np.ndarray) -> None:
+        """Add the images that an evaluation omitted.
 
         Args:
-            step: likewise.
-            labels: of all test images, as `evaluation.predict` returns them.
+            step: completed updates.
+            labels: labels of all test images, as `predict` returns them.
 
         Raises:
-            DataError: likewise.
+            DataError: if there are more than `max_corrupt_images`.
         """
-        self._meet(
-            step, self._dataset.evaluation_split, np.flatnonzero(labels == NO_LABEL).tolist()
-        )
+        split = self._plan.dataset.evaluation_split
+        self._add(step, split, np.flatnonzero(labels == NO_LABEL).tolist())
 
-    def _meet(self, step: int, split: str, indices: list[int]) -> None:
+    def _add(self, step: int, split: str, indices: list[int]) -> None:
         known = {(line["split"], line["index"]) for line in self._lines}
         if new := [index for index in indices if (split, index) not in known]:
             self._lines += [{"step": step, **self._describe(split, index)} for index in new]
             self._write()
-        allowed = self._config.max_corrupt_images
+        allowed = self._plan.config.machine.max_corrupt_images
         if indices and len(self) > allowed:
             last = self._lines[-1]
             name = "" if last["file_name"] is None else f" ({last['file_name']})"
             raise DataError(
-                f"{self._dataset.name}, split '{last['split']}', image {last['index']}{name}: "
-                f"{last['reason']}; that makes {len(self)} where --max-corrupt-images allows "
-                f"{allowed}{f'; {self._path} lists all' if self._path else ''}"
+                f"{self._plan.dataset.name}, split '{last['split']}', image {last['index']}{name}: "
+                f"{last['reason']}; {len(self)} corrupt images exceed --max-corrupt-images "
+                f"{allowed}{f'; {self._path} lists them' if self._path else ''}"
             )
 
     def _describe(self, split: str, index: int) -> dict[str, Any]:
-        dataset = self._dataset
+        dataset = self._plan.dataset
         records = dataset.train if split == "train" else dataset.evaluation
         (record,) = records.__getitems__([index])
         name = record.get("file_name", record.get("id"))
         reason = "an image that could be decoded at a second attempt"
         try:
-            decode(record["image"], num_channels=len(self._config.mean))
+            decode(record["image"], self._plan.config.experiment.num_channels)
         except ValueError as error:
             reason = str(error)
         return {
@@ -103,4 +98,4 @@ class CorruptImages:
 
     def _write(self) -> None:
         if self._path is not None and jax.process_index() == 0:
-            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))

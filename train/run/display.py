@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: the plan, the progress, the end."""
+"""Progress and outcome of a run on the terminal."""
 
 import time
 from collections.abc import Iterable
@@ -10,21 +10,17 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from train.config import Config
-from train.data.minibatches import Dataset
 from train.run.metrics import Record
-from train.step.workers import Workers
-from train.timeline import Timeline
 
-SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal to draw a bar on
-SECONDS_OF_SPEED = 3600.0  # from which the time left is estimated, however slow a step is
+SECONDS_BETWEEN_LINES = 5.0  # without a terminal to draw a bar on
+SECONDS_OF_SPEED = 3600.0  # window for the estimate of the time left; steps may be slow
 
 
 class Display:
-    """A progress bar on a terminal, a line now and then elsewhere; silent but on process 0.
+    """A progress bar on a terminal, a line every few seconds elsewhere; only process 0 prints.
 
     Args:
-        num_steps: length of the run.
+        num_steps: number of completed updates at which the run ends.
     """
 
     def __init__(self, num_steps: int) -> None:
@@ -52,13 +48,13 @@ class Display:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
-        encoding = self._console.encoding  # which may have no η: better "?" than no training
+        """Print a line, above the bar if there is one."""
+        encoding = self._console.encoding  # may lack η: print "?" rather than fail
         text = text.encode(encoding, errors="replace").decode(encoding)
         self._console.print(text, markup=False, soft_wrap=True)
 
     def show(self, record: Record) -> None:
-        """Bring the bar, or the next line, up to a record of the metrics."""
+        """Update the bar, or print the next line, from a record of the metrics."""
         if "eval/top1_error" in record:
             self._test_error = f"  test error {100 * record['eval/top1_error']:.2f} %"
         loss = record["train/loss"]
@@ -79,36 +75,15 @@ class Display:
 
 
 class _BarAboveText(Progress):
-    """A bar as wide as the terminal, and below it, in as many lines as it takes, the numbers."""
+    """A bar as wide as the terminal, with the metrics below it, wrapped."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         yield from (Text(task.description) for task in self.tasks)
 
 
-def plan(config: Config, timeline: Timeline, dataset: Dataset, workers: Workers) -> str:
-    """Say what is about to happen: machine, workers, data, rates, and where it is written."""
-    devices = workers.mesh.devices.size
-    return "\n".join(
-        [
-            f"network         {config.model}, {config.dtype}, {config.image_size} x "
-            f"{config.image_size} pixels",
-            f"devices         {devices} x {jax.devices()[0].device_kind}, "
-            f"{jax.process_count()} process(es)",
-            f"workers         {workers.num_workers // workers.num_parts} on each device at a time, "
-            f"{config.accumulation_steps} accumulation step(s)",
-            f"data            {dataset.name}: {len(dataset.train)} training and "
-            f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
-            f"starts from     {config.init_from or f'seed {config.seed}'}, with {config.optimizer}",
-            f"writes to       {config.workdir}",
-            timeline.describe(),
-            *([f"stops after     {config.num_steps} steps"] if config.num_steps else []),
-        ]
-    )
-
-
 def outcome(workdir: Path, summary: Record) -> str:
-    """Say how a run ended and where its results are."""
+    """How a run ended and where its results are."""
     return (
         f"finished: {summary['num_steps']} steps, {summary['num_examples_seen']} images seen, "
         f"test error {100 * summary['top1_error_median_last5']:.2f} % "

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events and the summary."""
+"""Metrics of a run: metrics.jsonl, TensorBoard events and the score."""
 
 import itertools
 import json
@@ -17,33 +17,32 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-from train.run.workdir import write_whole
+from train.run.workdir import write_atomically
 from train.timeline import Timeline
 
 Record = dict[str, Any]
-"""One line of metrics.jsonl: `step`, the updates made so far, `epoch`, the same in epochs, and
-scalars named `train/...` and `eval/...`; errors are fractions, and a loss that is not finite is
-None."""
+"""One line of metrics.jsonl: `step` and `epoch` completed so far, and scalars named `train/...` and
+`eval/...`. Errors are fractions. A loss that is not finite is None."""
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read metrics.jsonl; a last line that a kill left unfinished is no record."""
+    """Read metrics.jsonl, without a last line that a kill cut off."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]  # what follows the last newline is unfinished
+    lines = path.read_text().split("\n")[:-1]  # text after the last newline is unfinished
     return [json.loads(line) for line in lines]
 
 
 class MetricsLog:
-    """The metrics of one run, going on after `step` updates; later records are forgotten.
+    """The metrics of one run.
 
-    Every process keeps the records; process 0 alone writes them. metrics.jsonl is what counts:
-    TensorBoard's events are written anew from it whenever a run goes on, so that no kill and no
-    clock that has been set back leaves a gap or a second curve in them.
+    Every process keeps the records; process 0 writes them. metrics.jsonl is authoritative:
+    TensorBoard's events are rewritten from it whenever a run resumes, so a kill or a clock that was
+    set back leaves neither a gap nor a second curve.
 
     Args:
-        workdir: of the run.
-        step: updates made by the state from which the run goes on.
+        workdir: the run's workdir.
+        step: completed updates of the restored state; later records are dropped.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -52,20 +51,20 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = path.open("a")
         shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         (workdir / "tensorboard").mkdir()
-        # Not SummaryWriter: a full disk ends its thread, and with it waits whoever writes.
+        # Not SummaryWriter: on a full disk its thread dies and the next write blocks forever.
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
-        self._began = time.time() - self.seconds
+        self._started = time.time() - self.seconds
         for record in self.records:
             self._show(record)
         self._events.flush()
 
     @property
     def seconds(self) -> float:
-        """Time spent on training up to the last record, over all times that the run went on."""
+        """Seconds of training up to the last record, over all resumes."""
         return self.records[-1].get("train/seconds", 0.0) if self.records else 0.0
 
     @property
@@ -78,7 +77,7 @@ class MetricsLog:
         }
 
     def write(self, record: Record) -> None:
-        """Append one record, whole, to metrics.jsonl and TensorBoard."""
+        """Append one record to metrics.jsonl and TensorBoard."""
         self.records.append(record)
         if not self._writes:
             return
@@ -88,8 +87,8 @@ class MetricsLog:
         self._events.flush()
 
     def _show(self, record: Record) -> None:
-        # On TensorBoard's relative axis is the time spent on training, without what lay between.
-        seconds = self._began + record.get("train/seconds", 0.0)
+        # Make TensorBoard's relative axis show training time, without the gaps between runs.
+        seconds = self._started + record.get("train/seconds", 0.0)
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in record.items()
@@ -100,7 +99,7 @@ class MetricsLog:
         )
 
     def sync(self) -> None:
-        """Have all records on the disk, before a checkpoint that comes after them is."""
+        """Flush all records to disk, before the checkpoint that comes after them."""
         if self._writes:
             os.fsync(self._file.fileno())
 
@@ -118,8 +117,8 @@ class MetricsLog:
 def means(records: list[Record], name: str, bins_per_epoch: int = 1) -> list[tuple[float, float]]:
     """Mean of a metric over each epoch, or part of one, with the epoch of its last record.
 
-    Single minibatches are noisy. Epoch 1 lasts from just after 0 to 1, where its last update has
-    been made.
+    Single minibatches are noisy. Epoch 1 covers epochs above 0 up to and including 1, its last
+    update.
     """
     known = [record for record in records if record.get(name) is not None]
     by_bin = itertools.groupby(known, key=lambda r: math.ceil(r["epoch"] * bins_per_epoch))
@@ -130,7 +129,7 @@ def means(records: list[Record], name: str, bins_per_epoch: int = 1) -> list[tup
 def top1_error_median_last5(records: list[Record], timeline: Timeline) -> float | None:
     """Median top-1 error of the last five epochs' evaluations, a fraction (paper, section 5.1).
 
-    Of evaluations between the ends of epochs only a last one counts, where a run was cut short.
+    An evaluation in the middle of an epoch counts only if it is the last one of a shortened run.
     """
     evaluations = [record for record in records if "eval/top1_error" in record]
     at_ends = [

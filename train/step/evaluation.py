@@ -1,43 +1,50 @@
-"""Exact evaluation: every test image counts once."""
+"""Predictions for one evaluation minibatch as a pure function.
 
-from collections.abc import Iterator
-from typing import Any
+Shapes: A accumulation steps, kn/A images in each part of a minibatch.
+"""
+
+from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from train.config import Config
-from train.data.minibatches import NO_LABEL, Dataset, evaluation_minibatches
-from train.data.reader import on_devices
-from train.run.metrics import Record
-from train.step.train_step import Steps
+from train.config import Experiment
+from train.step.examples import NO_CLASS, Examples
+from train.step.network import Network, make_forward
 from train.step.workers import Workers
 
 
-def predict(
-    params: Any, batch_stats: Any, steps: Steps, dataset: Dataset, config: Config, workers: Workers
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, (N,), and likeliest classes, (N, 5), of all N test images in their order.
+class Predictions(NamedTuple):
+    """Per-image predictions for one evaluation minibatch, replicated."""
 
-    The label of an image that cannot be decoded is `NO_LABEL`.
+    labels: jax.Array
+    """True class, or `NO_LABEL` for padding and corrupt images; int32 (A, kn/A)."""
+    classes: jax.Array
+    """The five likeliest classes (all if there are fewer), likeliest first; int32 (A, kn/A, 5)."""
+
+
+def make_evaluation_step(
+    experiment: Experiment, num_classes: int, workers: Workers
+) -> jax.stages.Wrapped:
+    """Build the jitted evaluation step.
+
+    Returns:
+        (Network, Examples) -> Predictions.
     """
+    forward = make_forward(experiment, num_classes)
 
-    def minibatches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for minibatch in on_devices(evaluation_minibatches(dataset, config, workers), workers):
-            labels, classes = jax.device_get(steps.evaluate(params, batch_stats, minibatch))
-            yield labels.reshape(-1), classes.reshape(-1, classes.shape[-1])
+    def predictions_of_part(network: Network, part: Examples) -> Predictions:
+        logits, _ = forward(network, part.images, train=False)
+        _, classes = jax.lax.top_k(logits, min(5, num_classes))
+        # A network with logits that are not finite must not be right by chance.
+        is_finite = jnp.isfinite(logits).all(axis=1, keepdims=True)
+        return Predictions(part.labels, jnp.where(is_finite, classes, NO_CLASS))
 
-    labels, classes = zip(*minibatches(), strict=True)
-    padded = len(dataset.evaluation)  # where the padding begins
-    return np.concatenate(labels)[:padded], np.concatenate(classes)[:padded]
+    def evaluation_step(network: Network, minibatch: Examples) -> Predictions:
+        return workers.map_over_minibatch(predictions_of_part, network, minibatch)
 
-
-def error_rates(labels: np.ndarray, classes: np.ndarray) -> Record:
-    """Top-1 and top-5 errors over all images with a label, as fractions, and how many these are."""
-    labels, classes = labels[labels != NO_LABEL], classes[labels != NO_LABEL]
-    wrong = classes != labels[:, None]
-    return {
-        "eval/top1_error": float(wrong[:, 0].mean()),
-        "eval/top5_error": float(wrong.all(axis=1).mean()),
-        "eval/num_examples": len(labels),
-    }
+    return jax.jit(
+        evaluation_step,
+        in_shardings=(workers.replicated, workers.sharded),
+        out_shardings=workers.replicated,
+    )

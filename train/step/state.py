@@ -1,4 +1,4 @@
-"""What a run carries from step to step: parameters, statistics and the optimizer's state."""
+"""What a run carries from step to step, and how it starts."""
 
 import dataclasses
 import hashlib
@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from chex import ArrayTree
 from flax import nnx
 
-from train.config import Config, UsageError
-from train.model.resnet import ARCHITECTURES, ResNet
+from train.config import Experiment
+from train.errors import UsageError
+from train.step.network import Network, make_network
 from train.step.noise_scale import NoiseScale, no_estimate
 from train.step.workers import Workers
 
@@ -21,81 +23,69 @@ class TrainState:
     """Everything that a checkpoint holds; trees of arrays."""
 
     step: jax.Array
-    """Number of updates made, int32."""
-    params: Any
-    """Of the network, float32."""
-    batch_stats: Any
-    """Running averages of batch normalisation, float32."""
+    """Number of completed updates, int32."""
+    network: Network
     opt_state: optax.OptState
-    """Of the optimizer."""
     noise_scale: NoiseScale | None = None
-    """Moving averages of its estimates; None where it is not asked for."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
-    """What a checkpoint says of a network alone; trees of arrays, with names as keys."""
-
-    step: int
-    """Number of updates made."""
-    params: Any
-    """Float32."""
-    batch_stats: Any
-    """Running averages of batch normalisation, float32."""
-
-
-def make_network(config: Config, num_classes: int) -> ResNet:
-    """Make the run's network with its initial parameters, a function of the seed alone."""
-    return ResNet(
-        ARCHITECTURES[config.model],
-        num_classes=num_classes,
-        num_input_channels=len(config.mean),
-        group_size=config.batch_size_per_worker,
-        dtype=jnp.dtype(config.dtype),
-        rngs=nnx.Rngs(config.seed),
-    )
+    """Moving averages for the gradient noise scale; None if it is not requested."""
 
 
 def initial_state(
-    config: Config, num_classes: int, optimizer: optax.GradientTransformation, workers: Workers
+    experiment: Experiment,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    workers: Workers,
 ) -> TrainState:
-    """Make the state before the first step, on all devices at once."""
+    """The state before the first step, computed on all devices at once."""
 
-    def make() -> TrainState:
-        network = make_network(config, num_classes)
-        params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+    def create() -> TrainState:
+        model = make_network(experiment, num_classes)
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
+            network=Network(params=params, batch_stats=batch_stats),
             opt_state=optimizer.init(params),
-            noise_scale=no_estimate() if config.noise_scale else None,
+            noise_scale=no_estimate() if experiment.noise_scale else None,
         )
 
-    return jax.jit(make, out_shardings=workers.replicated)()
+    return jax.jit(create, out_shardings=workers.replicated)()
+
+
+def abstract_state(
+    experiment: Experiment,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    workers: Workers,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is computed or allocated."""
+    shapes = jax.eval_shape(lambda: initial_state(experiment, num_classes, optimizer, workers))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=workers.replicated), shapes
+    )
 
 
 def transplant(network: Network, into: TrainState) -> TrainState:
-    """Start from a trained network: its parameters and running averages in a fresh state.
+    """Put a trained network into a fresh state.
 
-    The head stays fresh where it has another number of classes.
+    The head stays fresh if the number of classes differs.
 
     Args:
-        network: what was trained.
-        into: the initial state of the run that goes on from it.
+        network: the trained network.
+        into: the initial state of the new run.
 
     Raises:
-        UsageError: if any other array does not fit; it is named with both shapes.
+        UsageError: if any other array does not fit. The message names it and both shapes.
     """
 
-    def graft(fresh: Any, trained: Any) -> Any:
+    def graft(fresh: ArrayTree, trained: ArrayTree) -> ArrayTree:
         by_name = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained)}
         names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(fresh)}
         if names != by_name.keys():
             odd = ", ".join(sorted(names ^ by_name.keys())[:3])
             raise UsageError(f"--init-from holds another network: only one of the two has {odd}")
 
-        def choose(path: Any, leaf: jax.Array) -> jax.Array:
+        def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
             name = _name(path)
             found = by_name[name]
             if found.shape == leaf.shape:
@@ -111,8 +101,10 @@ def transplant(network: Network, into: TrainState) -> TrainState:
 
     return dataclasses.replace(
         into,
-        params=graft(into.params, network.params),
-        batch_stats=graft(into.batch_stats, network.batch_stats),
+        network=Network(
+            params=graft(into.network.params, network.params),
+            batch_stats=graft(into.network.batch_stats, network.batch_stats),
+        ),
     )
 
 
@@ -120,7 +112,7 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 
-def params_digest(params: Any) -> str:
+def params_digest(params: ArrayTree) -> str:
     """SHA-256 of the parameters' bytes, in the order of their names."""
     digest = hashlib.sha256()
     for path, value in jax.tree_util.tree_leaves_with_path(params):

@@ -1,14 +1,14 @@
 """k workers on any number of devices: the only file that names a mesh axis.
 
-The number of workers k and their images n belong to the experiment, the devices to the machine. A
-minibatch of kn images is one array of shape (A, kn/A, ...), A being the accumulation steps. Each of
-its A parts is divided evenly among the D devices, and each device holds whole workers, so that no
-batch normalisation statistic ever crosses a device.
+The number of workers k and their images n belong to the experiment, devices to the machine. A
+minibatch of kn images is one array of shape (A, kn/A, ...) for A accumulation steps. Each of the A
+parts is sharded evenly over the D devices. A device holds a whole number of workers, so no batch
+normalization statistic crosses a device.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,51 +16,54 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from train.config import Config, UsageError
+from train.config import Config
+from train.errors import UsageError
 
 AXIS = "data"
 
+C = TypeVar("C")
+M = TypeVar("M")
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The workers of one experiment, laid out over the devices of one machine or cluster."""
+    """The workers of one experiment on the devices of one machine or cluster."""
 
     num_workers: int
     batch_size_per_worker: int
     accumulation_steps: int
     mesh: Mesh
     unroll_accumulation: bool
-    """Whether the accumulation steps are written out one after the other, not as a loop."""
+    """Whether the program repeats the accumulation steps instead of looping over them."""
     joins_reduction: bool
-    """Whether all that is reduced is laid out as one array for it."""
+    """Whether everything that is all-reduced is concatenated into one array first."""
 
     @property
     def batch_size(self) -> int:
-        """The minibatch kn."""
+        """Images in a minibatch: kn."""
         return self.num_workers * self.batch_size_per_worker
 
     @property
     def num_parts(self) -> int:
-        """Into how many slices, one after the other or side by side, a minibatch is divided."""
+        """Slices of a minibatch: accumulation steps × devices."""
         return self.accumulation_steps * self.mesh.devices.size
 
     @property
     def replicated(self) -> NamedSharding:
-        """Of what every device holds whole: parameters, statistics, metrics."""
+        """Sharding of arrays that every device holds whole: parameters, statistics, metrics."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def divided(self) -> NamedSharding:
-        """Of a minibatch: arrays of shape (A, kn/A, ...)."""
+    def sharded(self) -> NamedSharding:
+        """Sharding of a minibatch: arrays of shape (A, kn/A, ...)."""
         return NamedSharding(self.mesh, PartitionSpec(None, AXIS))
 
     @property
     def local(self) -> np.ndarray:
-        """The workers whose images this process feeds, in the order of its rows of a minibatch.
+        """Indices of the workers that this process feeds, in the order of its rows.
 
-        Worker j has images [j·n, (j + 1)·n) of the minibatch, whatever the devices.
+        Worker j has images [j·n, (j + 1)·n) of the minibatch on any number of devices.
         """
         order = np.arange(self.num_workers).reshape(
             self.accumulation_steps, self.mesh.devices.size, -1
@@ -73,7 +76,7 @@ class Workers:
         return order[:, mine].reshape(-1)
 
     def to_devices(self, rows: np.ndarray) -> jax.Array:
-        """Assemble a minibatch of shape (A, kn/A, ...) of the rows that each process feeds.
+        """Assemble a minibatch of shape (A, kn/A, ...) from the rows of all processes.
 
         Args:
             rows: this process's images or labels, (len(local) · n, ...), in the order of `local`.
@@ -81,25 +84,26 @@ class Workers:
         parts = rows.reshape(self.accumulation_steps, -1, *rows.shape[1:])
         shape = (self.accumulation_steps, self.batch_size // self.accumulation_steps)
         return jax.make_array_from_process_local_data(
-            self.divided, parts, (*shape, *rows.shape[1:])
+            self.sharded, parts, (*shape, *rows.shape[1:])
         )
 
     def sum_over_minibatch(
-        self, function: Callable[[Any, Any], T], constants: Any, minibatch: Any
+        self, function: Callable[[C, M], T], constants: C, minibatch: M
     ) -> T:
-        """Sum `function(constants, part)` over all parts of a minibatch, in one reduction.
+        """Sum `function(constants, part)` over all parts of a minibatch with one all-reduce.
 
-        Each device sums over its slice of each accumulation step, and only the total crosses
-        devices. Under plain `jit` the compiler would reduce inside the loop, once a step.
+        Each device sums over its slices of the accumulation steps; only the total crosses devices.
+        Under plain `jit` the compiler would all-reduce once per accumulation step.
 
         Args:
-            function: of the constants and a slice of the minibatch, (kn/(A·D), ...), to a tree.
-            constants: a tree that every device holds whole.
-            minibatch: a tree of arrays of shape (A, kn/A, ...).
+            function: function of the constants and a slice of the minibatch, (kn/(A·D), ...), that
+                returns a tree.
+            constants: replicated tree.
+            minibatch: tree of arrays of shape (A, kn/A, ...).
         """
 
-        def on_one_device(constants: Any, parts: Any) -> T:
-            # Told apart by device, so that differentiating with respect to them reduces nothing.
+        def on_one_device(constants: C, parts: M) -> T:
+            # Mark as device-varying; otherwise autodiff would insert a psum for every part.
             constants = jax.lax.pcast(constants, AXIS, to="varying")
 
             def part(index: int | jax.Array) -> T:
@@ -126,20 +130,21 @@ class Workers:
         return self._on_each_device(on_one_device, PartitionSpec())(constants, minibatch)
 
     def map_over_minibatch(
-        self, function: Callable[[Any, Any], T], constants: Any, minibatch: Any
+        self, function: Callable[[C, M], T], constants: C, minibatch: M
     ) -> T:
-        """Put together what `function(constants, part)` says of each image of a minibatch.
+        """Apply `function(constants, part)` to every part and concatenate the per-image results.
 
         Args:
-            function: likewise, to a tree of arrays of shape (kn/(A·D), ...).
-            constants: likewise.
-            minibatch: likewise.
+            function: function of the constants and a slice of the minibatch, (kn/(A·D), ...), that
+                returns a tree of arrays of shape (kn/(A·D), ...).
+            constants: replicated tree.
+            minibatch: tree of arrays of shape (A, kn/A, ...).
 
         Returns:
-            That tree with arrays of shape (A, kn/A, ...).
+            The tree with arrays of shape (A, kn/A, ...).
         """
 
-        def on_one_device(constants: Any, parts: Any) -> T:
+        def on_one_device(constants: C, parts: M) -> T:
             if self.unroll_accumulation:
                 outcomes = [
                     function(constants, jax.tree.map(lambda x, index=index: x[index], parts))
@@ -148,46 +153,48 @@ class Workers:
                 return jax.tree.map(lambda *xs: jnp.stack(xs), *outcomes)
             return jax.lax.map(lambda part: function(constants, part), parts)
 
-        return self._on_each_device(on_one_device, self.divided.spec)(constants, minibatch)
+        return self._on_each_device(on_one_device, self.sharded.spec)(constants, minibatch)
 
-    def _on_each_device(self, function: Callable[[Any, Any], T], out_specs: PartitionSpec) -> Any:
-        in_specs = (PartitionSpec(), self.divided.spec)
+    def _on_each_device(
+        self, function: Callable[[C, M], T], out_specs: PartitionSpec
+    ) -> Callable[[C, M], T]:
+        in_specs = (PartitionSpec(), self.sharded.spec)
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def make_workers(config: Config, devices: Sequence[Any] | None = None) -> Workers:
-    """Lay the workers of a run out over devices.
+def make_workers(config: Config, devices: Sequence[jax.Device] | None = None) -> Workers:
+    """Lay out the workers of a run over devices.
 
     Args:
-        config: of the run.
-        devices: of JAX; all that it has, if left out.
+        config: configuration of the run.
+        devices: devices to use. Default: all that JAX has.
 
     Raises:
         UsageError: if a device would hold a part of a worker.
     """
+    experiment, accumulation_steps = config.experiment, config.machine.accumulation_steps
     devices = jax.devices() if devices is None else devices
-    num_devices = len(devices)
     is_cpu = devices[0].platform == "cpu"
-    parts = num_devices * config.accumulation_steps
-    if config.num_workers % parts:
+    parts = len(devices) * accumulation_steps
+    if experiment.num_workers % parts:
         raise UsageError(
-            f"--num-workers is {config.num_workers}; it must be a multiple of devices × "
-            f"accumulation steps = {num_devices} × {config.accumulation_steps} = {parts}"
+            f"--num-workers is {experiment.num_workers}; it must be a multiple of devices × "
+            f"accumulation steps = {len(devices)} × {accumulation_steps} = {parts}"
         )
-    if config.noise_scale and parts < 2:
+    if experiment.noise_scale and parts < 2:
         raise UsageError(
             f"--noise-scale compares parts of a minibatch, and devices × accumulation steps is "
-            f"{parts}; it must be at least 2: take --accumulation-steps 2 or more"
+            f"{parts}; it must be at least 2: pass --accumulation-steps 2 or more"
         )
     return Workers(
-        num_workers=config.num_workers,
-        batch_size_per_worker=config.batch_size_per_worker,
-        accumulation_steps=config.accumulation_steps,
-        mesh=jax.make_mesh((num_devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices),
-        # XLA's fast convolutions for CPUs are found only outside loops: inside one, a step of the
-        # digits takes 16 times as long. Elsewhere the loop keeps memory and compilation small.
-        unroll_accumulation=config.accumulation_steps == 1 or is_cpu,
-        # Between processes on CPUs each array is reduced by itself, and waits for the other side:
-        # the gradients of ResNet-50 take 0.8 s on two pinned cores, and 0.12 as one array.
+        num_workers=experiment.num_workers,
+        batch_size_per_worker=experiment.batch_size_per_worker,
+        accumulation_steps=accumulation_steps,
+        mesh=jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices),
+        # XLA uses its fast CPU convolutions only outside loops: inside one, a step of the digits
+        # takes 16 times as long. Elsewhere a loop keeps memory and compilation small.
+        unroll_accumulation=accumulation_steps == 1 or is_cpu,
+        # Between processes on CPUs each array is all-reduced separately and blocks on the other
+        # side: the gradients of ResNet-50 take 0.8 s on two pinned cores, and 0.12 s as one array.
         joins_reduction=is_cpu and jax.process_count() > 1,
     )

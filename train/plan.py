@@ -1,0 +1,59 @@
+"""Everything that is decided before the first step: configuration, data, layout and schedule."""
+
+import dataclasses
+
+import jax
+
+from train.config import Config
+from train.data.dataset import Dataset
+from train.step.workers import Workers
+from train.timeline import Timeline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that is ready to start or to resume."""
+
+    config: Config
+    dataset: Dataset
+    workers: Workers
+    timeline: Timeline
+
+    @property
+    def last_step(self) -> int:
+        """Number of completed updates at which the run ends."""
+        num_steps = self.timeline.num_steps
+        return min(num_steps, self.config.machine.num_steps or num_steps)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends after `step` updates."""
+        return self.timeline.ends_epoch(step) or step == self.last_step
+
+    def describe(self) -> str:
+        """The plan in words and as a table of learning rates, to be read before training."""
+        experiment, machine = self.config.experiment, self.config.machine
+        devices = self.workers.mesh.devices.size
+        size = f"{experiment.image_size} x {experiment.image_size} pixels"
+        dataset = self.dataset
+        return "\n".join(
+            [
+                f"network         {experiment.model}, {experiment.dtype}, {size}",
+                f"devices         {devices} x {jax.devices()[0].device_kind}, "
+                f"{jax.process_count()} process(es)",
+                f"workers         {self.workers.num_workers // self.workers.num_parts} on each "
+                f"device at a time, {machine.accumulation_steps} accumulation step(s)",
+                f"data            {dataset.name}: {len(dataset.train)} training and "
+                f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
+                f"starts from     {experiment.init_from or f'seed {experiment.seed}'}, with "
+                f"{experiment.optimizer}",
+                f"writes to       {self.config.output.workdir}",
+                self.timeline.describe(),
+                *([f"stops after     {machine.num_steps} steps"] if machine.num_steps else []),
+            ]
+        )
+
+
+def make_plan(config: Config, dataset: Dataset, workers: Workers) -> Plan:
+    """The plan of a run that starts from the beginning."""
+    timeline = Timeline(config.experiment, len(dataset.train))
+    return Plan(config=config, dataset=dataset, workers=workers, timeline=timeline)

@@ -1,0 +1,48 @@
+"""A minibatch as the step sees it: images, labels, and the sentinels that stand for neither.
+
+Shapes: A accumulation steps, kn/A images in each part of a minibatch, S the side of the input,
+C channels.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from train.config import Experiment
+from train.step.workers import Workers
+
+NO_LABEL = -1
+"""Label of padding, which fills the last evaluation minibatch, and of corrupt evaluation images."""
+
+NO_CLASS = -2
+"""Class predicted when the logits are not finite. It equals no label, not even `NO_LABEL`."""
+
+INTACT = -1
+"""Entry of `Examples.corrupt` for an image that could be decoded."""
+
+
+class Examples(NamedTuple):
+    """Images with labels: NumPy rows on the host, a sharded minibatch on the devices.
+
+    Attributes:
+        images: uint8 (..., S, S, C).
+        labels: int32 (...).
+        corrupt: int32 (...), index of the corrupt example that belongs in this place, or `INTACT`.
+            Training replaces it by another example.
+    """
+
+    images: Any
+    labels: Any
+    corrupt: Any
+
+
+def abstract_minibatch(experiment: Experiment, workers: Workers) -> Examples:
+    """Shapes, dtypes and shardings of a minibatch, to compile for."""
+    parts = (workers.accumulation_steps, workers.batch_size // workers.accumulation_steps)
+    pixels = (experiment.image_size, experiment.image_size, experiment.num_channels)
+    return Examples(
+        jax.ShapeDtypeStruct((*parts, *pixels), jnp.uint8, sharding=workers.sharded),
+        jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.sharded),
+        jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.sharded),
+    )
