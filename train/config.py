@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from optax_warmup import LargeMinibatchRecipe
-from train.data.images import Augmentation
+from train.data.images import AugmentationName
 
 Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -64,7 +64,7 @@ class Config:
     image_size: int
     """Side of the network's input, in pixels."""
 
-    augmentation: Augmentation
+    augmentation: AugmentationName
     """crop-flip is the paper's; shift and shift-flip are for small images."""
 
     mean: tyro.conf.Suppress[tuple[float, ...]]

@@ -24,7 +24,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 
 from train.config import Config, DataError, UsageError, unusable
 from train.data.builders.digits import Digits
-from train.data.images import augment, decode, evaluation_crop
+from train.data.images import AUGMENTATIONS, decode
 from train.data.reader import read, reader_processes
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
 from train.step.workers import Workers
@@ -224,6 +224,7 @@ def training_minibatches(
     # No workers, but numbers alone: devices cannot be sent to reader processes.
     n = workers.batch_size_per_worker
     place = (timeline or Timeline(config, num_examples)).place
+    augmentation = AUGMENTATIONS[config.augmentation]
 
     def load(step: int, worker: int) -> Examples:
         epoch, position = place(step)
@@ -238,7 +239,7 @@ def training_minibatches(
             except ValueError as error:
                 rows.corrupt[row] = example
                 image, record = _replacement(dataset, example, error, config, rng)
-            rows.images[row] = augment(image, config.image_size, config.augmentation, rng)
+            rows.images[row] = augmentation.augment(image, config.image_size, rng)
             rows.labels[row] = record["label"]
         return rows
 
@@ -257,6 +258,7 @@ def evaluation_minibatches(
     """
     num_examples = len(dataset.evaluation)
     kn, n = workers.batch_size, workers.batch_size_per_worker
+    augmentation = AUGMENTATIONS[config.augmentation]
 
     def load(step: int, worker: int) -> Examples:
         first = step * kn + worker * n
@@ -268,7 +270,7 @@ def evaluation_minibatches(
             except ValueError:
                 rows.corrupt[row] = example
             else:
-                rows.images[row] = evaluation_crop(image, config.image_size, config.augmentation)
+                rows.images[row] = augmentation.evaluation_crop(image, config.image_size)
                 rows.labels[row] = record["label"]
         return rows
 

@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from train.config import Config
+from train.data.images import AUGMENTATIONS
 from train.step.workers import Workers
 
 T = TypeVar("T")
@@ -64,7 +65,8 @@ def reader_processes(config: Config) -> int:
     if config.num_reader_processes is not None:
         return config.num_reader_processes
     threads = reader_threads(config)
-    return threads // 4 if config.augmentation == "crop-flip" and threads >= 8 else 0
+    photographs = AUGMENTATIONS[config.augmentation].for_photographs
+    return threads // 4 if photographs and threads >= 8 else 0
 
 
 def read(

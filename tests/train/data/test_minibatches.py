@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core import registered
 
 from train.config import Config, DataError, UsageError
-from train.data.images import evaluation_crop
+from train.data.images import AUGMENTATIONS
 from train.data.minibatches import (
     NO_LABEL,
     SOUND,
@@ -273,7 +273,7 @@ def test_evaluation_images_are_cropped_as_the_recipe_says():
     config = small_config(augmentation="crop-flip", image_size=16)
     (rows,) = evaluation_minibatches(dataset, config, workers_of(config))
     for image, pixels in zip(rows.images[:5], Numbered(5).pixels, strict=True):
-        np.testing.assert_array_equal(image, evaluation_crop(pixels, 16, "crop-flip"))
+        np.testing.assert_array_equal(image, AUGMENTATIONS["crop-flip"].evaluation_crop(pixels, 16))
 
 
 def test_real_digits_arrive_as_uint8_images_and_int32_labels(
