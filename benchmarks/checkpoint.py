@@ -8,7 +8,6 @@ is written in the background, so that what else the machine does falls on both a
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -20,13 +19,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.data.minibatches import Examples, open_dataset, training_minibatches
+from train.data.dataset import open_dataset
+from train.data.minibatches import training_minibatches
+from train.plan import make_plan
 from train.recipes import digits, imagenet
 from train.run.checkpoint import Checkpoints, load_network
+from train.step.examples import Examples, abstract_minibatch
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
-from train.step.train_step import abstract_minibatch, make_steps
+from train.step.train_step import make_train_step
 from train.step.workers import make_workers
+from train.timeline import Phase
 
 
 def seconds_since(began: float) -> float:
@@ -36,17 +39,17 @@ def seconds_since(began: float) -> float:
 
 def saving(rounds: int, steps_a_round: int, folder: Path) -> dict[str, Any]:
     """Measure steps, saves and the way back, in seconds; for each save, in its round's steps."""
-    config = dataclasses.replace(imagenet(), num_workers=1, keep_checkpoints=1)
+    config = imagenet().replace(num_workers=1, keep_checkpoints=1)
     workers = make_workers(config, jax.devices()[:1])
-    optimizer = make_optimizer(lambda step: 0.1, config.optimizer)
-    steps = make_steps(config, 1000, optimizer, workers)
-    state = initial_state(config, 1000, optimizer, workers)
-    shapes = abstract_minibatch(config, workers)
+    optimizer = make_optimizer(lambda step: 0.1, config.experiment.optimizer)
+    train_step = make_train_step(config.experiment, 1000, optimizer, workers)
+    state = initial_state(config.experiment, 1000, optimizer, workers)
+    shapes = abstract_minibatch(config.experiment, workers)
     rng = np.random.default_rng(0)
     minibatch = Examples(
         *(jax.device_put(rng.integers(0, 2, x.shape).astype(x.dtype), x.sharding) for x in shapes)
     )
-    train_step = steps.train.lower(state, shapes).compile()
+    train_step = train_step.lower(state, shapes).compile()
 
     def step() -> float:
         nonlocal state
@@ -56,19 +59,20 @@ def saving(rounds: int, steps_a_round: int, folder: Path) -> dict[str, Any]:
         return seconds_since(began)
 
     step()
+    phases = (Phase(first_step=0, num_workers=1, batch_size_per_worker=32),)
     checkpoints = Checkpoints(folder / "checkpoints", config)
     rows: list[dict[str, float]] = []
     for number in range(rounds + 1):
         alone = statistics.median(step() for _ in range(steps_a_round))
         began = time.perf_counter()
-        checkpoints.save(number + 1, state, {})
+        checkpoints.save(number + 1, state, phases, {})
         blocked = seconds_since(began)
         beside = statistics.median(step() for _ in range(steps_a_round))
         if number:  # the first save of a process prepares more than the others
             rows.append({"step": alone, "blocked": blocked, "step_while_writing": beside})
             print({name: round(value, 3) for name, value in rows[-1].items()}, flush=True)
     began = time.perf_counter()
-    checkpoints.save(rounds + 2, state, {})
+    checkpoints.save(rounds + 2, state, phases, {})
     checkpoints.close()
     save_and_wait = seconds_since(began)
     began = time.perf_counter()
@@ -108,7 +112,7 @@ def first_minibatch() -> dict[str, float]:
     for _ in range(5):
         for name, step in zip(readings, (0, 1_000_000), strict=True):
             began = time.perf_counter()
-            next(iter(training_minibatches(dataset, config, workers, step, step + 1)))
+            next(iter(training_minibatches(make_plan(config, dataset, workers), step, step + 1)))
             readings[name].append(seconds_since(began))
     return {name: statistics.median(values) for name, values in readings.items()}
 

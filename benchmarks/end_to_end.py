@@ -76,14 +76,14 @@ class Training:
         import jax.numpy as jnp
 
         from train.recipes import imagenet
+        from train.step.examples import abstract_minibatch
         from train.step.optimizer import make_optimizer
         from train.step.state import initial_state
-        from train.step.train_step import abstract_minibatch, make_steps
+        from train.step.train_step import make_train_step
         from train.step.workers import make_workers
 
         n = min(BATCH_SIZE_PER_WORKER, setting.batch_size)
-        synthetic = dataclasses.replace(
-            imagenet(),
+        synthetic = imagenet().replace(
             model=setting.model,  # pyright: ignore[reportArgumentType]
             image_size=setting.image_size,
             dtype=setting.dtype,  # pyright: ignore[reportArgumentType]
@@ -92,22 +92,24 @@ class Training:
             data="synthetic",
         )
         self._synthetic = synthetic
-        self._photographs = dataclasses.replace(
-            synthetic, data="prepared", dataset="photographs", data_dir=folder
+        self._photographs = synthetic.replace(
+            data="prepared", dataset="photographs", data_dir=folder
         )
         self._workers = make_workers(synthetic, jax.devices()[:1])
         optimizer = make_optimizer(lambda _: jnp.float32(LEARNING_RATE))
-        steps = make_steps(synthetic, NUM_CLASSES, optimizer, self._workers)
-        self._state = initial_state(synthetic, NUM_CLASSES, optimizer, self._workers)
-        shapes = abstract_minibatch(synthetic, self._workers)
-        self._step = steps.train.lower(self._state, shapes).compile()
+        train_step = make_train_step(synthetic.experiment, NUM_CLASSES, optimizer, self._workers)
+        self._state = initial_state(synthetic.experiment, NUM_CLASSES, optimizer, self._workers)
+        shapes = abstract_minibatch(synthetic.experiment, self._workers)
+        self._step = train_step.lower(self._state, shapes).compile()
 
     def _minibatches(self, config: Any) -> Iterator[Any]:
-        from train.data.minibatches import open_dataset, training_minibatches
+        from train.data.dataset import open_dataset
+        from train.data.minibatches import training_minibatches
         from train.data.reader import on_devices
+        from train.plan import make_plan
 
         dataset = open_dataset(config)
-        read = training_minibatches(dataset, config, self._workers, 0, 1_000_000)
+        read = training_minibatches(make_plan(config, dataset, self._workers), 0, 1_000_000)
         return on_devices(read, self._workers)
 
     def pipeline(self, seconds: float) -> float:
@@ -117,13 +119,13 @@ class Training:
         config, number, passed = self._photographs, 0, 0.0
         minibatches = self._minibatches(config)
         # As many as may have been on their way when the first arrived.
-        for _ in range(config.prefetch_steps + 3):
+        for _ in range(config.machine.prefetch_steps + 3):
             jax.block_until_ready(next(minibatches))
         began = time.perf_counter()
         while passed < seconds:
             jax.block_until_ready(next(minibatches))
             number, passed = number + 1, time.perf_counter() - began
-        return number * config.batch_size / passed
+        return number * config.experiment.batch_size / passed
 
     def train(self, seconds: float, *, synthetic: bool) -> dict[str, float]:
         """Train for about that long: images a second, and the share of time the device waited."""
@@ -152,7 +154,7 @@ class Training:
             times = [step.result() for step in steps]
         counted = times[STEPS_FIRST - 1 :]
         return {
-            "images_per_second": (len(counted) - 1) * config.batch_size / spent(counted),
+            "images_per_second": (len(counted) - 1) * config.experiment.batch_size / spent(counted),
             "waited": waited(counted) / spent(counted),
             "num_steps": len(counted) - 1,
         }

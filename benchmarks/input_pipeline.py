@@ -95,13 +95,14 @@ def optax_warmup(folder: Path, cores: int, processes: int = 0) -> Iterator[int]:
     """This repository's pipeline."""
     import jax
 
-    from train.data.minibatches import open_dataset, training_minibatches
+    from train.data.dataset import open_dataset
+    from train.data.minibatches import training_minibatches
     from train.data.reader import on_devices
+    from train.plan import make_plan
     from train.recipes import imagenet
     from train.step.workers import make_workers
 
-    config = dataclasses.replace(
-        imagenet(),
+    config = imagenet().replace(
         dataset="photographs",
         data_dir=folder,
         num_workers=BATCH_SIZE // 32,
@@ -109,7 +110,7 @@ def optax_warmup(folder: Path, cores: int, processes: int = 0) -> Iterator[int]:
         num_reader_processes=processes,
     )
     dataset, workers = open_dataset(config), make_workers(config)
-    minibatches = training_minibatches(dataset, config, workers, 0, 1_000_000)
+    minibatches = training_minibatches(make_plan(config, dataset, workers), 0, 1_000_000)
     for minibatch in on_devices(minibatches, workers):
         jax.block_until_ready(minibatch)
         yield BATCH_SIZE

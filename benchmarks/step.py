@@ -87,14 +87,14 @@ def trainer(setting: Setting) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
 
     from train.recipes import imagenet
+    from train.step.examples import abstract_minibatch
     from train.step.optimizer import make_optimizer
     from train.step.state import initial_state
-    from train.step.train_step import abstract_minibatch, make_steps
+    from train.step.train_step import make_train_step
     from train.step.workers import make_workers
 
     n = min(BATCH_SIZE_PER_WORKER, setting.batch_size)
-    config = dataclasses.replace(
-        imagenet(),
+    config = imagenet().replace(
         image_size=setting.image_size,
         dtype=setting.dtype,
         num_workers=setting.batch_size // n,
@@ -102,15 +102,15 @@ def trainer(setting: Setting) -> tuple[Any, Any, Any]:
     )
     workers = make_workers(config, jax.devices()[:1])
     optimizer = make_optimizer(lambda _: jnp.float32(LEARNING_RATE))
-    steps = make_steps(config, NUM_CLASSES, optimizer, workers)
-    state = initial_state(config, NUM_CLASSES, optimizer, workers)
+    train_step = make_train_step(config.experiment, NUM_CLASSES, optimizer, workers)
+    state = initial_state(config.experiment, NUM_CLASSES, optimizer, workers)
     minibatch = jax.tree.map(
         lambda of: jnp.zeros(of.shape, of.dtype, device=of.sharding),
-        abstract_minibatch(config, workers),
+        abstract_minibatch(config.experiment, workers),
     )._replace(
         images=workers.to_devices(setting.images()), labels=workers.to_devices(setting.labels())
     )
-    return steps.train, state, minibatch
+    return train_step, state, minibatch
 
 
 def optax_warmup(setting: Setting) -> Run:

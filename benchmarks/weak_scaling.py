@@ -40,7 +40,6 @@ def work(options: argparse.Namespace) -> None:
     # Before JAX is imported, so that it makes one thread and not one for each core.
     os.sched_setaffinity(0, {options.core})
     sys.path.insert(0, str(ROOT))
-    import dataclasses
 
     import jax
     import jax.numpy as jnp
@@ -54,35 +53,35 @@ def work(options: argparse.Namespace) -> None:
             cluster_detection_method="deactivate",
         )
     from train.recipes import imagenet
+    from train.step.examples import abstract_minibatch
     from train.step.optimizer import make_optimizer
     from train.step.state import initial_state
-    from train.step.train_step import abstract_minibatch, make_steps
+    from train.step.train_step import make_train_step
     from train.step.workers import make_workers
 
-    config = dataclasses.replace(
-        imagenet(),
+    config = imagenet().replace(
         image_size=options.image_size,
         num_workers=options.num_processes,
         batch_size_per_worker=BATCH_SIZE_PER_WORKER,
     )
     workers = make_workers(config)
     optimizer = make_optimizer(lambda _: jnp.float32(0.1))
-    steps = make_steps(config, NUM_CLASSES, optimizer, workers)
-    state = initial_state(config, NUM_CLASSES, optimizer, workers)
+    train_step = make_train_step(config.experiment, NUM_CLASSES, optimizer, workers)
+    state = initial_state(config.experiment, NUM_CLASSES, optimizer, workers)
     rng = np.random.default_rng(options.process_id)
     # Shapes of the whole minibatch; each process gives its own rows.
     minibatch = jax.tree.map(
         lambda of: workers.to_devices(
             rng.integers(0, 256, (BATCH_SIZE_PER_WORKER, *of.shape[2:])).astype(of.dtype)
         ),
-        abstract_minibatch(config, workers),
+        abstract_minibatch(config.experiment, workers),
     )
-    state, _ = jax.block_until_ready(steps.train(state, minibatch))
+    state, _ = jax.block_until_ready(train_step(state, minibatch))
     print("ready", flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
         for _ in range(int(line)):
-            state, _ = steps.train(state, minibatch)
+            state, _ = train_step(state, minibatch)
         jax.block_until_ready(state)
         print(time.perf_counter() - start, flush=True)
 

@@ -23,7 +23,7 @@ from experiments import page, results
 from experiments.plan import EXPERIMENTS, TRIALS, Trial
 from experiments.trial import workdir_of
 from train import command_line
-from train.config import RunError, UsageError
+from train.errors import RunError, UsageError
 from train.run.metrics import read_records
 
 PROG = "python -m experiments"
@@ -118,7 +118,7 @@ def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
 
     def command() -> int:
-        options = command_line.parse(lambda: tyro.cli(Options, prog=PROG, args=args))
+        options = command_line.parse_options(Options, args, PROG)
         if options.jobs is not None and options.jobs < 1:
             raise UsageError(f"--jobs is {options.jobs}; it must be at least 1")
         return Comparison(options).run()
@@ -207,7 +207,7 @@ class Comparison:
             )  # fmt: skip
         _keep_to(self._cores)
         line = self._bar.add_task(
-            f"{trial.name}, seed {seed}", total=round(trial.config.num_epochs)
+            f"{trial.name}, seed {seed}", total=round(trial.config.experiment.num_epochs)
         )
         self._jobs.append(Job(trial, seed, workdir, cores, process, line))
         if self._stops:  # the signal came before there was this job

@@ -40,7 +40,7 @@ from experiments.plan import (
     with_rate,
 )
 from experiments.setting import LARGE, RATE, RATES, REFERENCE
-from train.config import UsageError
+from train.errors import UsageError
 
 FOLDER = Path(__file__).parent
 TITLE = "# The paper's findings, on Fashion-MNIST"
@@ -222,7 +222,9 @@ after it.
 
 def spike(readings: Readings, name: str) -> tuple[float, float]:
     """Training error as the warmup ends, and the largest within half an epoch after it."""
-    end = TRIALS[name].config.warmup_epochs + 0.01  # it ends with a step, not with a tenth
+    end = (
+        TRIALS[name].config.experiment.warmup_epochs + 0.01
+    )  # it ends with a step, not with a tenth
     epochs, values = readings.curve(name, "train_error")
     errors = [100 * statistics.mean(points) for points in values]
     pairs = list(zip(epochs, errors, strict=True))
@@ -341,7 +343,10 @@ def noise_scale(readings: Readings) -> str:
     for kn in (REFERENCE, LARGE):
         epochs, values = readings.curve(variant(kn, "noise-scale"), "noise_scale")
         cells: list[str] = []
-        ends = [*TRIALS[base(kn)].config.milestones, TRIALS[base(kn)].config.num_epochs]
+        ends = [
+            *TRIALS[base(kn)].config.experiment.milestones,
+            TRIALS[base(kn)].config.experiment.num_epochs,
+        ]
         for begin, end in itertools.pairwise([0.0, *ends]):
             some = [
                 math.inf if value is None else value
@@ -425,12 +430,12 @@ def intro(readings: Readings) -> str:
     )
     about = (
         "Goyal et al. (2017) scaled ImageNet's minibatch from 256 to 8192. Here the same rules meet"
-        f" a problem that fits on a laptop: Fashion-MNIST at {config.image_size}×"
-        f"{config.image_size} pixels, shifted and mirrored, a ResNet of eight layers, "
-        f"{config.num_epochs:g} epochs with the rate divided by ten at "
-        f"{', '.join(f'{m:g}' for m in config.milestones)}, warmup for {config.warmup_epochs:g} of "
+        f" a problem that fits on a laptop: Fashion-MNIST at {config.experiment.image_size}×"
+        f"{config.experiment.image_size} pixels, shifted and mirrored, a ResNet of eight layers, "
+        f"{config.experiment.num_epochs:g} epochs with the rate divided by ten at "
+        f"{', '.join(f'{m:g}' for m in config.experiment.milestones)}, warmup for {config.experiment.warmup_epochs:g} of "
         f"an epoch (the paper's shape at a tenth of its length), n = "
-        f"{config.batch_size_per_worker}. The reference minibatch is {REFERENCE} with a rate of "
+        f"{config.experiment.batch_size_per_worker}. The reference minibatch is {REFERENCE} with a rate of "
         f"{RATE:g}, the large one {LARGE}. Optimizer, weight decay, initialisation, shuffling and "
         f"batch normalisation are the paper's. {len(runs)} runs, {seconds / 3600:.1f} core-hours; "
         f"{'; '.join(all_versions)}."

@@ -110,7 +110,7 @@ def _trials() -> list[Trial]:
             Trial(variant(kn, "noise-scale"), f"kn = {kn}, noise scale logged",
                   setting(kn, noise_scale=True, accumulation_steps=4)),
         ]  # fmt: skip
-    rates = setting(LARGE).large_minibatch_recipe(NUM_EXAMPLES).schedule()
+    rates = setting(LARGE).experiment.large_minibatch_recipe(NUM_EXAMPLES).schedule()
     trials += [
         Trial(variant(LARGE, "eq-10"), f"kn = {LARGE}, eq. 10 without correction", setting(LARGE),
               optimizer=variants.eq_10),

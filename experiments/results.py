@@ -9,6 +9,7 @@ be told), `params_digest`, `num_steps`, `seconds` of training and `versions`; a 
 not finite has `diverged` with what the trainer said, and `versions`.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -17,22 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from experiments.plan import Trial
-from train.config import RESUMABLE_FIELDS, UsageError
+from train.errors import UsageError
 from train.run.metrics import means, read_records
-from train.run.workdir import read_summary, write_whole
+from train.run.workdir import read_summary, write_atomically
 
 Run = dict[str, Any]
 
 BINS_PER_EPOCH = 10
 
-# Where and how a run is made; no number depends on it.
-NOT_KEPT = RESUMABLE_FIELDS | {"seed", "seeds"}
-
 
 def fields_of(trial: Trial) -> dict[str, Any]:
-    """The configuration of a trial, as JSON has it."""
-    fields = json.loads(trial.config.to_json())
-    return {name: value for name, value in fields.items() if name not in NOT_KEPT}
+    """The experiment of a trial without its seed, as JSON has it."""
+    fields = dataclasses.asdict(trial.config.experiment)
+    del fields["seed"]
+    return json.loads(json.dumps(fields, default=str))
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -79,7 +78,7 @@ def keep(folder: Path, trial: Trial, seed: int, run: Run) -> None:
         for seed in sorted(runs)
     )
     head = f' "trial": "{trial.name}",\n "config": {json.dumps(fields_of(trial))},'
-    write_whole(path, f'{{\n{head}\n "runs": {{\n{lines}\n }}\n}}\n')
+    write_atomically(path, f'{{\n{head}\n "runs": {{\n{lines}\n }}\n}}\n')
 
 
 def collect(workdir: Path) -> Run:

@@ -8,7 +8,6 @@ less room to scale. The large minibatch is the largest with at least 100 steps a
 the paper's has 156: 512, 8 times the reference.
 """
 
-import dataclasses
 from typing import Any
 
 from train.config import Config
@@ -43,4 +42,4 @@ def setting(batch_size: int, **changes: Any) -> Config:
         "log_every_steps": max(1, 10 * REFERENCE // batch_size),
         "keep_checkpoints": 1,
     }
-    return dataclasses.replace(RECIPES["fashion-mnist"](), **(fields | changes))
+    return RECIPES["fashion-mnist"]().replace(**(fields | changes))

@@ -11,7 +11,7 @@ import tyro
 
 from experiments.plan import TRIALS
 from train import command_line
-from train.config import UsageError
+from train.errors import UsageError
 from train.run.compilation_cache import keep_compiled
 
 PROG = "python -m experiments.trial"
@@ -43,17 +43,16 @@ def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
 
     def command() -> int:
-        options = command_line.parse(lambda: tyro.cli(Options, prog=PROG, args=args))
+        options = command_line.parse_options(Options, args, PROG)
         if options.name not in TRIALS:
             raise UsageError(f"there is no trial {options.name}; there are {', '.join(TRIALS)}")
         trial = TRIALS[options.name]
-        config = dataclasses.replace(
-            trial.config,
+        config = trial.config.replace(
             workdir=workdir_of(options.workdir, trial.name, options.seed),
             seed=options.seed,
             data_dir=options.data_dir,
         )
-        keep_compiled(config.compilation_cache_dir)
+        keep_compiled(config.machine.compilation_cache_dir)
         from train.loop import run  # with JAX set up
 
         return run(config, optimizer=trial.optimizer, start=trial.start)

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import optax
 
 from optax_warmup import folded_momentum
-from train.config import Config
+from train.config import Experiment
 from train.step.optimizer import MOMENTUM, WEIGHT_DECAY, decay_mask, make_optimizer
 from train.step.state import TrainState, initial_state
 from train.step.workers import Workers
 
 
 def gamma_one(
-    config: Config, num_classes: int, optimizer: optax.GradientTransformation, workers: Workers
+    experiment: Experiment,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    workers: Workers,
 ) -> TrainState:
     """Start with γ = 1 in every batch normalisation (paper, Table 2b)."""
 
@@ -27,9 +30,10 @@ def gamma_one(
         names = [getattr(entry, "key", None) for entry in path]
         return jnp.ones_like(leaf) if names[-2:] == ["bn", "scale"] else leaf
 
-    state = initial_state(config, num_classes, optimizer, workers)
-    params = jax.tree_util.tree_map_with_path(one, state.params)
-    return dataclasses.replace(state, params=jax.device_put(params, workers.replicated))
+    state = initial_state(experiment, num_classes, optimizer, workers)
+    params = jax.tree_util.tree_map_with_path(one, state.network.params)
+    network = dataclasses.replace(state.network, params=jax.device_put(params, workers.replicated))
+    return dataclasses.replace(state, network=network)
 
 
 def eq_10(schedule: optax.Schedule, name: str = "sgd") -> optax.GradientTransformation:

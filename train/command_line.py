@@ -23,7 +23,7 @@ T = TypeVar("T")
 BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 1
 
 
-def parse_run(args: list[str], prog: str) -> Config:
+def parse_run(args: list[str], prog: str = "python -m train") -> Config:
     """Parse the command line of a run. Without a recipe, `digits` is the default.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import tyro
 
 from optax_warmup import LargeMinibatchRecipe
-from train.data.images import Augmentation
+from train.data.images import AugmentationName
 from train.errors import UsageError, flag
 
 Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -41,7 +41,7 @@ class Experiment:
     image_size: int
     """Side of the network's input, in pixels."""
 
-    augmentation: Augmentation
+    augmentation: AugmentationName
     """Training augmentation. crop-flip is the paper's; shift and shift-flip suit small images."""
 
     mean: tyro.conf.Suppress[tuple[float, ...]]
@@ -257,7 +257,7 @@ class Config:
     """Configuration of a training run."""
 
     experiment: Experiment
-    machine: Machine = Machine()
+    machine: Machine = dataclasses.field(default_factory=Machine)
     output: Output
 
     def replace(self, **changes: object) -> Self:
@@ -295,17 +295,8 @@ class Config:
             ValueError: if the text is not the configuration of a run.
         """
         saved = read_fields(text)
-        parts: dict[str, Any] = {}
-        for name, kind in (("experiment", Experiment), ("machine", Machine), ("output", Output)):
-            fields = {field.name: field.type for field in dataclasses.fields(kind)}
-            parts[name] = kind(
-                **{
-                    field: _from_json(saved[field], is_path="Path" in str(type_))
-                    for field, type_ in fields.items()
-                    if field in saved
-                }
-            )
-        return cls(**parts)
+        parts = {"experiment": Experiment, "machine": Machine, "output": Output}
+        return cls(**{name: _part_from_json(kind, saved) for name, kind in parts.items()})
 
 
 def read_fields(text: str) -> dict[str, Any]:
@@ -320,10 +311,18 @@ def read_fields(text: str) -> dict[str, Any]:
     return saved
 
 
-def _from_json(value: object, *, is_path: bool) -> object:
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if is_path and isinstance(value, str) else value
+def _part_from_json(kind: type[Any], saved: dict[str, Any]) -> Any:
+    """One part of a configuration from the fields that JSON has for it."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in saved:
+            value = saved[field.name]
+            if isinstance(value, list):
+                value = tuple(value)
+            elif isinstance(value, str) and "Path" in str(field.type):
+                value = Path(value)
+            values[field.name] = value
+    return kind(**values)
 
 
 def _check_minimum(part: Experiment | Machine | Output, minimum: int, *names: str) -> None:

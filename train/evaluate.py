@@ -73,12 +73,12 @@ def _evaluate(options: Options) -> int:
         config = config.replace(data_dir=options.data_dir)
     if options.max_corrupt_images is not None:
         config = config.replace(max_corrupt_images=options.max_corrupt_images)
-    dataset = open_dataset(config.experiment, config.machine.data_dir)
+    dataset = open_dataset(config)
     plan = make_plan(config, dataset, make_workers(config))
     step = make_evaluation_step(config.experiment, dataset.num_classes, plan.workers)
     num_updates, network = load_network(options.workdir, plan.workers)
     labels, classes = predict(plan, step, network)
-    corrupt = CorruptImages(plan)
+    corrupt = CorruptImages(config, dataset)
     corrupt.add_from_evaluation(num_updates, labels)
     path = options.predictions or options.workdir / "predictions.csv"
     with path.open("w", newline="") as file:

@@ -4,7 +4,6 @@ Writes WORKDIR/inspect.png: the first training images as the network will see th
 images, and how many images each class has. No accelerator is used, and the workdir stays free.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from train import command_line
-from train.__main__ import parse
-from train.config import Config, UsageError
-from train.data.minibatches import (
-    NO_LABEL,
-    Dataset,
-    Examples,
-    Records,
-    epoch_order,
-    evaluation_minibatches,
-    open_dataset,
-    training_minibatches,
-)
+from train.config import Config
+from train.data.dataset import Dataset, Records, open_dataset
+from train.data.minibatches import epoch_order, evaluation_minibatches, training_minibatches
+from train.errors import UsageError
+from train.plan import Plan, make_plan
+from train.step.examples import NO_LABEL, Examples
 from train.step.workers import make_workers
 
 PROG = "python -m train.inspect"
@@ -41,19 +34,20 @@ def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
 
     def command() -> int:
-        config = parse(args, PROG)
+        config = command_line.parse_run(args, PROG)
         jax.config.update("jax_platforms", "cpu")
-        path = config.workdir / "inspect.png"
+        workdir = config.output.workdir
+        path = workdir / "inspect.png"
         dataset = open_dataset(config)
         print(
             f"looking at {dataset.name}: {len(dataset.train)} training and "
             f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes"
         )
         try:
-            config.workdir.mkdir(parents=True, exist_ok=True)
+            workdir.mkdir(parents=True, exist_ok=True)
             draw(dataset, config).savefig(path, dpi=120)
         except OSError as error:
-            raise UsageError(f"--workdir {config.workdir} cannot be used: {error}") from None
+            raise UsageError(f"--workdir {workdir} cannot be used: {error}") from None
         print(f"wrote {path}")
         return 0
 
@@ -67,7 +61,9 @@ def draw(dataset: Dataset, config: Config) -> Figure:
     sheets, histograms = halves
     train, evaluation = first_examples(dataset, config)
     left, right = sheets.subfigures(1, 2, wspace=0.02)
-    _draw_sheet(left, train, dataset, f"training images, augmented ({config.augmentation})")
+    _draw_sheet(
+        left, train, dataset, f"training images, augmented ({config.experiment.augmentation})"
+    )
     _draw_sheet(right, evaluation, dataset, "test images")
     for axes, records, name in zip(
         histograms.subplots(1, 2),
@@ -75,27 +71,26 @@ def draw(dataset: Dataset, config: Config) -> Figure:
         ("training", "test"),
         strict=True,
     ):
-        _draw_histogram(axes, records, dataset.class_names, name, config.seed)
+        _draw_histogram(axes, records, dataset.class_names, name, config.experiment.seed)
     return figure
 
 
 def first_examples(dataset: Dataset, config: Config) -> tuple[Examples, Examples]:
     """Read the first training and evaluation images, up to 40, as a run of this config does."""
 
-    def one_worker(num_images: int) -> tuple[Dataset, Config, Any]:
+    def one_worker(num_images: int) -> Plan:
         # The first images of a run are the same for any number of workers.
-        small = dataclasses.replace(
-            config,
+        small = config.replace(
             num_workers=1,
-            batch_size_per_worker=num_images,
+            batch_size_per_worker=min(ROWS * COLUMNS, num_images),
             accumulation_steps=1,
             noise_scale=False,
         )
-        return dataset, small, make_workers(small, jax.devices()[:1])
+        return make_plan(small, dataset, make_workers(small, jax.devices()[:1]))
 
     return (
-        next(training_minibatches(*one_worker(min(ROWS * COLUMNS, len(dataset.train))), 0, 1)),
-        next(evaluation_minibatches(*one_worker(min(ROWS * COLUMNS, len(dataset.evaluation))))),
+        next(training_minibatches(one_worker(len(dataset.train)), 0, 1)),
+        next(evaluation_minibatches(one_worker(len(dataset.evaluation)))),
     )
 
 

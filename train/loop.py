@@ -67,7 +67,7 @@ def run(
 
     # Reject an impossible configuration before a folder is created.
     agree(config)
-    dataset = together(lambda: open_dataset(experiment, config.machine.data_dir))
+    dataset = together(lambda: open_dataset(config))
     experiment.large_minibatch_recipe(len(dataset.train))
     workers = make_workers(config)
 
@@ -110,7 +110,7 @@ def run(
             )
         delete_summary(config)
         together(lambda: keep_config(config))
-        corrupt = CorruptImages(plan, step, workdir / "corrupt_images.jsonl")
+        corrupt = CorruptImages(config, dataset, step, workdir / "corrupt_images.jsonl")
         report = Report(plan, log, display, corrupt, step)
         times = CheckpointTimes(config, timeline)
 

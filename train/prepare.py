@@ -23,10 +23,10 @@ from tensorflow_datasets.core.download.download_manager import (
 from tensorflow_datasets.core.file_adapters import FileFormat
 
 from train import command_line
-from train.config import UsageError
 from train.data.builders import fashion_mnist, imagenet2012
 from train.data.builders.digits import Digits
 from train.data.builders.image_folder import ENDINGS, ImageFolder, find_images, hold_out
+from train.errors import UsageError
 
 PROG = "python -m train.prepare"
 
@@ -72,12 +72,8 @@ def main(args: list[str]) -> int:
         try:
             if args[:1] == ["image-folder"]:
                 prog = f"{PROG} image-folder"
-                return prepare_folder(
-                    command_line.parse(lambda: tyro.cli(Folder, prog=prog, args=args[1:]))
-                )
-            return prepare_built_in(
-                command_line.parse(lambda: tyro.cli(BuiltIn, prog=PROG, args=args))
-            )
+                return prepare_folder(command_line.parse_options(Folder, args[1:], prog))
+            return prepare_built_in(command_line.parse_options(BuiltIn, args, PROG))
         except OSError as error:  # a folder that may not be used, no network
             raise UsageError(" ".join(str(error).split())) from None
 

@@ -59,7 +59,7 @@ def test_an_experiment_is_stopped_and_goes_on_and_is_not_made_twice(
         assert kept["train_error"][0][1] > kept["train_error"][-1][1]  # it has learnt
         assert [epoch for epoch, _ in kept["noise_scale"]][-1] == 9
         written = json.loads((tmp_path / name / "seed-0" / "config.json").read_text())
-        assert written["base_learning_rate"] == TRIALS[name].config.base_learning_rate
+        assert written["base_learning_rate"] == TRIALS[name].config.experiment.base_learning_rate
     page = (tmp_path / "README.md").read_text()
     assert "| noise scale | rate at its peak |" in page
     assert (tmp_path / "noise_scale.png").stat().st_size > 10_000

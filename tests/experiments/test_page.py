@@ -15,7 +15,7 @@ from experiments.pictures import PICTURES
 from experiments.plan import EXPERIMENTS, TRIALS, with_rate
 from experiments.results import fields_of
 from experiments.setting import RATE, RATES, REFERENCE
-from train.config import UsageError
+from train.errors import UsageError
 
 RESULTS = page.FOLDER / "results"
 

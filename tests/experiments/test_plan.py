@@ -43,7 +43,7 @@ def test_what_no_flag_says_takes_the_place_of_the_trainers_parts():
 
 @pytest.mark.parametrize("kn", SQRT_SIZES)
 def test_square_root_scaling_warms_up_from_the_reference_rate(kn: int):
-    recipe = TRIALS[variant(kn, "sqrt")].config.large_minibatch_recipe(NUM_EXAMPLES)
+    recipe = TRIALS[variant(kn, "sqrt")].config.experiment.large_minibatch_recipe(NUM_EXAMPLES)
     assert recipe.peak_learning_rate == pytest.approx(RATE * math.sqrt(kn / REFERENCE), rel=2e-4)
     assert recipe.resolved_warmup == ("gradual" if kn > REFERENCE else "none")
     if kn > REFERENCE:
@@ -51,14 +51,14 @@ def test_square_root_scaling_warms_up_from_the_reference_rate(kn: int):
 
 
 def test_a_rate_that_is_not_scaled_stays_that_of_the_reference():
-    recipe = TRIALS["kn-512-fixed"].config.large_minibatch_recipe(NUM_EXAMPLES)
+    recipe = TRIALS["kn-512-fixed"].config.experiment.large_minibatch_recipe(NUM_EXAMPLES)
     assert recipe.peak_learning_rate == pytest.approx(RATE)
 
 
 def test_the_loss_is_scaled_by_what_the_rate_would_be():
     trial = TRIALS["kn-512-scaled-loss"]
-    rates = trial.config.large_minibatch_recipe(NUM_EXAMPLES).schedule()
-    scaled = TRIALS[base(LARGE)].config.large_minibatch_recipe(NUM_EXAMPLES).schedule()
+    rates = trial.config.experiment.large_minibatch_recipe(NUM_EXAMPLES).schedule()
+    scaled = TRIALS[base(LARGE)].config.experiment.large_minibatch_recipe(NUM_EXAMPLES).schedule()
     assert float(rates(0)) == pytest.approx(float(scaled(0)))
     assert float(rates(200)) == pytest.approx(RATE)
     assert float(scaled(200)) == pytest.approx(RATE * LARGE / REFERENCE)
@@ -67,7 +67,7 @@ def test_the_loss_is_scaled_by_what_the_rate_would_be():
 def test_batch_normalisation_over_the_minibatch_sees_the_same_images_at_the_same_rate():
     for kn in (REFERENCE, LARGE):
         whole, own = TRIALS[f"kn-{kn}-whole-bn"].config, setting(kn)
-        assert (whole.num_workers, whole.batch_size) == (1, kn)
+        assert (whole.experiment.num_workers, whole.experiment.batch_size) == (1, kn)
         changed = {"num_workers", "batch_size_per_worker", "accumulation_steps"}
         assert {
             field.name
@@ -77,6 +77,8 @@ def test_batch_normalisation_over_the_minibatch_sees_the_same_images_at_the_same
 
 
 def test_the_setting_is_as_it_was_written_down():
-    recipes = [setting(kn).large_minibatch_recipe(NUM_EXAMPLES) for kn in (LARGE, 2 * LARGE)]
+    recipes = [
+        setting(kn).experiment.large_minibatch_recipe(NUM_EXAMPLES) for kn in (LARGE, 2 * LARGE)
+    ]
     steps = [recipe.steps_per_epoch for recipe in recipes]
     assert steps[0] >= 100 > steps[1]

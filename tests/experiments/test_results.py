@@ -7,7 +7,7 @@ import pytest
 
 from experiments import results
 from experiments.plan import TRIALS
-from train.config import UsageError
+from train.errors import UsageError
 
 TRIAL = TRIALS["kn-512"]
 
@@ -24,8 +24,8 @@ def test_runs_are_added_by_seed_and_read_again(tmp_path: Path):
 
 def test_runs_of_another_configuration_are_not_mixed_in(tmp_path: Path):
     results.keep(tmp_path, TRIAL, 0, {"top1_error": 0.5})
-    how = dataclasses.replace(TRIAL.config, accumulation_steps=2, log_every_steps=7)
+    how = TRIAL.config.replace(accumulation_steps=2, log_every_steps=7)
     results.check(tmp_path, dataclasses.replace(TRIAL, config=how))  # changes no number
-    what = dataclasses.replace(TRIAL.config, base_learning_rate=0.3)
+    what = TRIAL.config.replace(base_learning_rate=0.3)
     with pytest.raises(UsageError, match="differs in base_learning_rate; move it away"):
         results.check(tmp_path, dataclasses.replace(TRIAL, config=what))

@@ -65,8 +65,8 @@ def test_gamma_one_changes_the_last_normalisation_of_each_block_alone():
     config = setting(64)
     workers = make_workers(config, jax.devices()[:1])
     optimizer = make_optimizer(rates)
-    theirs = initial_state(config, 10, optimizer, workers).params
-    ours = variants.gamma_one(config, 10, optimizer, workers).params
+    theirs = initial_state(config.experiment, 10, optimizer, workers).network.params
+    ours = variants.gamma_one(config.experiment, 10, optimizer, workers).network.params
     changed = {
         jax.tree_util.keystr(path)
         for (path, mine), their in zip(

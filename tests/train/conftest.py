@@ -1,13 +1,12 @@
 """What the trainer's tests share: prepared digits, and configurations of short runs on them."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from train.config import Config
-from train.data.minibatches import open_dataset
+from train.data.dataset import open_dataset
 from train.recipes import digits
 
 
@@ -15,7 +14,7 @@ from train.recipes import digits
 def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data_dir in which tensorflow-datasets has prepared the digits."""
     data_dir = tmp_path_factory.mktemp("data")
-    open_dataset(dataclasses.replace(digits(), data_dir=data_dir))
+    open_dataset(digits().replace(data_dir=data_dir))
     return data_dir
 
 
@@ -25,6 +24,6 @@ def digits_config(tmp_path: Path, digits_dir: Path) -> Callable[..., Config]:
 
     def make(**changes: object) -> Config:
         defaults = {"workdir": tmp_path / "run", "data_dir": digits_dir}
-        return dataclasses.replace(digits(), **(defaults | changes))
+        return digits().replace(**(defaults | changes))
 
     return make

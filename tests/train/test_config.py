@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from train.config import RESUMABLE_FIELDS, Config, UsageError, differing_fields, flag
+from train.config import Config, Experiment, Machine, Output
+from train.errors import UsageError, flag
 from train.recipes import RECIPES, digits
+from train.run.workdir import differing_fields
 
 CLUSTER = {"coordinator_address": "localhost:1234", "num_processes": 2, "process_id": 1}
 
@@ -35,13 +37,13 @@ OF_THE_MACHINE = {
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
     "max_corrupt_images", "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
-    "allow_batch_size_change", *CLUSTER,
+    "seeds", "allow_batch_size_change", *CLUSTER,
 }  # fmt: skip
 
 
 def usage_error(**changes: Any) -> str:
     with pytest.raises(UsageError) as error:
-        dataclasses.replace(digits(), **changes)
+        digits().replace(**changes)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -67,13 +69,13 @@ def test_the_number_of_processes_starts_at_one():
 
 
 def test_no_reader_process_is_allowed_but_no_fewer():
-    assert dataclasses.replace(digits(), num_reader_processes=0).num_reader_processes == 0
+    assert digits().replace(num_reader_processes=0).machine.num_reader_processes == 0
     message = usage_error(num_reader_processes=-1)
     assert message == "--num-reader-processes is -1; it must be at least 0"
 
 
 def test_no_update_may_be_skipped_but_no_fewer():
-    assert dataclasses.replace(digits(), max_nonfinite_steps=0).max_nonfinite_steps == 0
+    assert digits().replace(max_nonfinite_steps=0).machine.max_nonfinite_steps == 0
     message = usage_error(max_nonfinite_steps=-1)
     assert message == "--max-nonfinite-steps is -1; it must be at least 0"
 
@@ -86,17 +88,17 @@ def test_seeds_are_32_bit_numbers(seed: int):
 
 
 def test_several_seeds_must_differ():
-    assert usage_error(seeds=(1, 2, 1)) == "--seeds has one of [1, 2, 1] twice; they must differ"
+    assert usage_error(seeds=(1, 2, 1)) == "--seeds repeats a seed: [1, 2, 1]; they must differ"
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_the_first_and_the_last_seed_are_allowed(seed: int):
-    assert dataclasses.replace(digits(), seed=seed).seed == seed
+    assert digits().replace(seed=seed).experiment.seed == seed
 
 
 def test_images_are_at_least_8_pixels_wide():
     assert usage_error(image_size=7) == "--image-size is 7; it must be at least 8"
-    assert dataclasses.replace(digits(), image_size=8).image_size == 8
+    assert digits().replace(image_size=8).experiment.image_size == 8
 
 
 @pytest.mark.parametrize("missing", CLUSTER)
@@ -113,11 +115,11 @@ def test_a_process_is_one_of_those_that_there_are(process_id: int):
 
 
 def test_a_whole_cluster_is_allowed():
-    assert dataclasses.replace(digits(), **CLUSTER).process_id == 1
+    assert digits().replace(**CLUSTER).machine.process_id == 1
 
 
 def test_epochs_become_steps_of_the_data_that_there_is():
-    recipe = digits().large_minibatch_recipe(num_examples=1437)
+    recipe = digits().experiment.large_minibatch_recipe(num_examples=1437)
     assert (recipe.batch_size, recipe.steps_per_epoch) == (128, 11)  # 11 x 128 = 1408 <= 1437
     assert (recipe.num_steps, recipe.warmup_steps) == (990, 55)
     assert recipe.milestone_steps == (330, 660, 880)
@@ -130,7 +132,7 @@ def test_every_flag_of_the_schedule_reaches_it():
         "warmup_epochs": 1.5, "milestones": (3, 4.5), "base_learning_rate": 0.3,
         "base_batch_size": 10,
     }  # fmt: skip
-    recipe = dataclasses.replace(digits(), **changes).large_minibatch_recipe(num_examples=100)
+    recipe = digits().replace(**changes).experiment.large_minibatch_recipe(num_examples=100)
     assert {name: getattr(recipe, name) for name in changes} == changes
 
 
@@ -148,9 +150,9 @@ def test_every_flag_of_the_schedule_reaches_it():
     ],
 )
 def test_an_impossible_schedule_is_a_usage_error_of_one_line(changes: dict[str, Any], named: str):
-    config = dataclasses.replace(digits(), **changes)
+    config = digits().replace(**changes)
     with pytest.raises(UsageError, match=rf"^{named}\b") as error:
-        config.large_minibatch_recipe(num_examples=1437)
+        config.experiment.large_minibatch_recipe(num_examples=1437)
     assert "\n" not in str(error.value)
 
 
@@ -166,8 +168,8 @@ def test_an_impossible_schedule_is_a_usage_error_of_one_line(changes: dict[str, 
 def test_fine_tuning_of_large_minibatches_warms_up_at_a_constant_rate(
     changes: dict[str, Any], warmup: str
 ):
-    config = dataclasses.replace(digits(), **changes)
-    assert config.large_minibatch_recipe(num_examples=1437).resolved_warmup == warmup
+    config = digits().replace(**changes)
+    assert config.experiment.large_minibatch_recipe(num_examples=1437).resolved_warmup == warmup
 
 
 def test_a_flag_is_the_field_with_hyphens():
@@ -176,7 +178,7 @@ def test_a_flag_is_the_field_with_hyphens():
 
 def test_this_file_knows_every_field():
     """A new field is given another value here, and with it a place in the tests below."""
-    assert OTHER.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert OTHER.keys() == digits().to_dict().keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -186,7 +188,7 @@ def test_a_configuration_survives_json(name: str):
 
 
 def test_every_field_survives_json():
-    config = Config(**OTHER)
+    config = digits().replace(**OTHER)
     assert Config.from_json(config.to_json()) == config
     assert json.loads(config.to_json()).keys() == OTHER.keys()
 
@@ -197,9 +199,9 @@ def test_a_run_goes_on_with_its_own_configuration():
 
 @pytest.mark.parametrize("field", OTHER)
 def test_a_resumed_run_may_change_its_machine_but_not_its_experiment(field: str):
-    before = digits() if field not in CLUSTER else dataclasses.replace(digits(), **CLUSTER)
+    before = digits() if field not in CLUSTER else digits().replace(**CLUSTER)
     changes = {field: OTHER[field]} if field not in CLUSTER else dict.fromkeys(CLUSTER)
-    now = dataclasses.replace(before, **changes)
+    now = before.replace(**changes)
     differences = differing_fields(now, before.to_json())
     if field in OF_THE_MACHINE:
         assert differences == []
@@ -208,12 +210,21 @@ def test_a_resumed_run_may_change_its_machine_but_not_its_experiment(field: str)
         assert differences == [f"{flag(field)} was {written[0]} and is now {written[1]}"]
 
 
-def test_resumable_fields_are_fields():
-    assert RESUMABLE_FIELDS == OF_THE_MACHINE
+def test_the_parts_of_a_configuration_have_no_field_in_common():
+    parts = [
+        {field.name for field in dataclasses.fields(part)} for part in (Experiment, Machine, Output)
+    ]
+    assert parts[1] | parts[2] == OF_THE_MACHINE
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_an_unknown_field_cannot_be_replaced():
+    with pytest.raises(TypeError, match="no field learning_rate"):
+        digits().replace(learning_rate=1)
 
 
 def test_all_differences_are_named():
-    now = dataclasses.replace(digits(), seed=1, num_workers=16, num_devices=4)
+    now = digits().replace(seed=1, num_workers=16, num_devices=4)
     assert differing_fields(now, digits().to_json()) == [
         "--num-workers was 8 and is now 16",
         "--seed was 0 and is now 1",
@@ -221,7 +232,7 @@ def test_all_differences_are_named():
 
 
 def test_ninety_epochs_are_ninety_whatever_the_type():
-    now = dataclasses.replace(digits(), num_epochs=90.0, milestones=(30.0, 60.0, 80.0))
+    now = digits().replace(num_epochs=90.0, milestones=(30.0, 60.0, 80.0))
     assert differing_fields(now, digits().to_json()) == []
 
 
@@ -235,5 +246,5 @@ def test_a_field_newer_than_the_file_had_its_default():
     saved = json.loads(digits().to_json())
     del saved["optimizer"]
     assert differing_fields(digits(), json.dumps(saved)) == []
-    changed = dataclasses.replace(digits(), optimizer="lars")
+    changed = digits().replace(optimizer="lars")
     assert differing_fields(changed, json.dumps(saved)) == ["--optimizer was sgd and is now lars"]

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from train.__main__ import parse
-from train.config import Config, RunError, UsageError, flag
-from train.data.minibatches import open_dataset
+from train.command_line import parse_run
+from train.config import Config
+from train.data.dataset import open_dataset
+from train.errors import RunError, UsageError, flag
+from train.plan import make_plan
 from train.recipes import RECIPES, digits
-from train.run.display import plan
 from train.run.metrics import MetricsLog
 from train.run.workdir import claim
 from train.step.optimizer import make_optimizer
 from train.step.workers import make_workers
-from train.timeline import Timeline
 
 NUMBERS = ["0", "1", "2", "3", "8", "16", "64", "0.5", "1e-9", "1e30", "-1", "4294967296"]
 ODD = ["nan", "inf", "", " ", "x", "None", "--", "1e999", "ä", "0x10", "\N{SNOWMAN}", "../..", "\n"]
@@ -68,7 +68,7 @@ OUTCOMES: list[str] = []
 def trained(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir in which a run of the digits has made steps and a checkpoint."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    with claim(dataclasses.replace(digits(), workdir=workdir, data_dir=digits_dir)):
+    with claim(digits().replace(workdir=workdir, data_dir=digits_dir)):
         MetricsLog(workdir, 0).close()
     (workdir / "checkpoints" / "7").mkdir(parents=True)
     (workdir / "checkpoints" / "7" / "manifest.json").write_text("{}")
@@ -82,16 +82,16 @@ def files_of(workdir: Path) -> dict[str, bytes]:
 
 def prepare(args: list[str]) -> str:
     """All that a run does before it trains; what it says then."""
-    config = parse(args)
+    config = parse_run(args)
     dataset = open_dataset(config)
-    recipe = config.large_minibatch_recipe(len(dataset.train))
+    recipe = config.experiment.large_minibatch_recipe(len(dataset.train))
     workers = make_workers(config)
-    make_optimizer(recipe.schedule(), config.optimizer)
+    make_optimizer(recipe.schedule(), config.experiment.optimizer)
     first, last = (float(recipe.schedule()(np.int32(step))) for step in (0, recipe.num_steps - 1))
     assert math.isfinite(first)
     assert math.isfinite(last)
     with claim(config):
-        return plan(config, Timeline(config, len(dataset.train)), dataset, workers)
+        return make_plan(config, dataset, workers).describe()
 
 
 @settings(

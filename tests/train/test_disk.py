@@ -72,7 +72,7 @@ def newest_checkpoint(workdir: Path) -> int:
     """Of those that are finished; it can be loaded."""
     folders = (workdir / "checkpoints").iterdir()
     newest = max(int(path.name) for path in folders if path.name.isdecimal())
-    assert load_network(workdir, make_workers(digits(), jax.devices()[:1])).step == newest
+    assert load_network(workdir, make_workers(digits(), jax.devices()[:1]))[0] == newest
     return newest
 
 

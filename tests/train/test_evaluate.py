@@ -1,7 +1,6 @@
 """`python -m train.evaluate`: exact errors and a prediction for each image."""
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.__main__ import main as train
-from train.data.minibatches import open_dataset
+from train.data.dataset import open_dataset
 from train.evaluate import main
 from train.recipes import digits
 
@@ -32,7 +31,7 @@ def test_it_says_what_training_said_and_writes_each_prediction(
     with (run / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["image"]) for row in rows] == list(range(360))
-    source = open_dataset(dataclasses.replace(digits(), data_dir=digits_dir)).evaluation
+    source = open_dataset(digits().replace(data_dir=digits_dir)).evaluation
     truth = [record["label"] for record in source.__getitems__(range(360))]
     assert [int(row["label"]) for row in rows] == truth
     wrong = np.mean([row["label"] != row["class_1"] for row in rows])

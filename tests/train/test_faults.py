@@ -26,8 +26,10 @@ from tests.soak import (
     run_to_the_end,
     start,
 )
-from train.__main__ import parse
-from train.data.minibatches import open_dataset, training_minibatches
+from train.command_line import parse_run
+from train.data.dataset import open_dataset
+from train.data.minibatches import training_minibatches
+from train.plan import make_plan
 from train.step.workers import make_workers
 
 
@@ -133,7 +135,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
         assert record["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
 
     # The images that these lives were fed, put together, are those of one life on one device.
-    config = parse([*FLAGS, "--workdir", str(workdir), "--data-dir", str(digits_dir)])
+    config = parse_run([*FLAGS, "--workdir", str(workdir), "--data-dir", str(digits_dir)])
     dataset = open_dataset(config)
 
     def merged(parts: jax.Array) -> np.ndarray:
@@ -141,7 +143,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
 
     def minibatches(first: int, last: int, num_devices: int) -> Any:
         workers = make_workers(config, jax.devices()[:num_devices])
-        for rows in training_minibatches(dataset, config, workers, first, last):
+        for rows in training_minibatches(make_plan(config, dataset, workers), first, last):
             yield jax.tree.map(lambda array: merged(workers.to_devices(array)), rows)
 
     moved = (

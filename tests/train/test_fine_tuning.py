@@ -1,6 +1,5 @@
 """Starting from a trained network: `--init-from`, with the paper's constant warmup."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 
 from train.__main__ import main
-from train.config import Config, UsageError
+from train.config import Config
+from train.errors import UsageError
 from train.recipes import digits
 from train.run.checkpoint import load_network
 from train.step.optimizer import make_optimizer
@@ -32,15 +32,18 @@ def workers() -> Workers:
 
 
 def fresh(workers: Workers, *, num_classes: int = 10, **changes: object) -> TrainState:
-    config: Config = dataclasses.replace(digits(), seed=9, **changes)
-    return initial_state(config, num_classes, make_optimizer(lambda step: 0.1), workers)
+    config: Config = digits().replace(seed=9, **changes)
+    return initial_state(config.experiment, num_classes, make_optimizer(lambda step: 0.1), workers)
 
 
 def test_all_of_a_network_is_taken_over_but_its_optimizer_is_new(trained: Path, workers: Workers):
-    network = load_network(trained, workers)
+    _, network = load_network(trained, workers)
     before = fresh(workers)
     state = transplant(network, into=before)
-    for got, expected in ((state.params, network.params), (state.batch_stats, network.batch_stats)):
+    for got, expected in (
+        (state.network.params, network.params),
+        (state.network.batch_stats, network.batch_stats),
+    ):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
     assert jax.tree.structure(state) == jax.tree.structure(before)
@@ -50,18 +53,18 @@ def test_all_of_a_network_is_taken_over_but_its_optimizer_is_new(trained: Path, 
 
 
 def test_the_head_is_new_for_another_number_of_classes(trained: Path, workers: Workers):
-    network = load_network(trained / "checkpoints" / "44", workers)
+    _, network = load_network(trained / "checkpoints" / "44", workers)
     before = fresh(workers, num_classes=3)
     state = transplant(network, into=before)
-    assert state.params["head"]["kernel"] is before.params["head"]["kernel"]
-    assert state.params["head"]["bias"] is before.params["head"]["bias"]
+    assert state.network.params["head"]["kernel"] is before.network.params["head"]["kernel"]
+    assert state.network.params["head"]["bias"] is before.network.params["head"]["bias"]
     np.testing.assert_array_equal(
-        state.params["stem"]["conv"]["kernel"], network.params["stem"]["conv"]["kernel"]
+        state.network.params["stem"]["conv"]["kernel"], network.params["stem"]["conv"]["kernel"]
     )
 
 
 def test_what_does_not_fit_is_named_with_both_shapes(trained: Path, workers: Workers):
-    network = load_network(trained, workers)
+    _, network = load_network(trained, workers)
     with pytest.raises(UsageError, match=r"stem/conv/kernel .*\(3, 3, 1, 16\) .*\(3, 3, 3, 16\)"):
         transplant(network, into=fresh(workers, mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(UsageError, match=r"another network.*blocks/"):
@@ -95,5 +98,5 @@ def test_fine_tuning_starts_where_training_ended_with_constant_warmup(
 
 
 def test_a_small_minibatch_has_nothing_to_warm_up_to(tmp_path: Path):
-    config = dataclasses.replace(digits(), init_from=tmp_path, num_workers=1)
-    assert config.large_minibatch_recipe(1437).warmup_steps == 0
+    config = digits().replace(init_from=tmp_path, num_workers=1)
+    assert config.experiment.large_minibatch_recipe(1437).warmup_steps == 0

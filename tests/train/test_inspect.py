@@ -1,6 +1,5 @@
 """The picture of the data before training: the very images of a run, and how many of each class."""
 
-import dataclasses
 import io
 import os
 import subprocess
@@ -17,13 +16,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from train.config import Config
-from train.data.minibatches import (
-    Dataset,
-    evaluation_minibatches,
-    open_dataset,
-    training_minibatches,
-)
+from train.data.dataset import Dataset, open_dataset
+from train.data.minibatches import evaluation_minibatches, training_minibatches
 from train.inspect import MAX_LABELS, draw, main, sampled_labels
+from train.plan import make_plan
 from train.recipes import imagenet
 from train.step.workers import make_workers
 
@@ -79,8 +75,8 @@ def test_the_digits_are_shown_as_the_first_minibatch_has_them(
     config = digits_config(num_workers=num_workers, seed=3)
     dataset = open_dataset(config)
     workers = make_workers(config)
-    train = next(training_minibatches(dataset, config, workers, 0, 1))
-    evaluation = next(evaluation_minibatches(dataset, config, workers))
+    train = next(training_minibatches(make_plan(config, dataset, workers), 0, 1))
+    evaluation = next(evaluation_minibatches(make_plan(config, dataset, workers)))
     left, right, histograms = drawn(dataset, config)
     for cells, rows in ((left, train), (right, evaluation)):
         assert len(cells) == 40
@@ -95,12 +91,12 @@ def test_the_digits_are_shown_as_the_first_minibatch_has_them(
 
 
 def test_a_thousand_classes_in_colour_without_names_below_them():
-    config = dataclasses.replace(imagenet(), image_size=16)
+    config = imagenet().replace(image_size=16)
     dataset = squares(1500, 20, [f"n{label:08d}" for label in range(1000)])
     left, right, (train, evaluation) = drawn(dataset, config)
     assert (len(left), len(right)) == (40, 20)
     workers = make_workers(config, jax.devices()[:1])
-    rows = next(evaluation_minibatches(dataset, config, workers))
+    rows = next(evaluation_minibatches(make_plan(config, dataset, workers)))
     np.testing.assert_array_equal(pixels(right), rows.images[:20])
     assert right[19].get_title() == "n00000019"
     assert heights(train) == [2] * 500 + [1] * 500
@@ -110,7 +106,7 @@ def test_a_thousand_classes_in_colour_without_names_below_them():
 
 def test_any_name_of_a_class_is_drawn():
     names = ["$_$", "a name that is too long to stand above an image"]
-    config = dataclasses.replace(imagenet(), image_size=16)
+    config = imagenet().replace(image_size=16)
     figure = draw(squares(3, 2, names), config)
     figure.savefig(io.BytesIO())
     histogram = figure.subfigs[1].axes[0]

@@ -230,7 +230,9 @@ def test_another_optimizer_and_state_take_the_place_of_the_trainers(
 
     def ones(*args: Any) -> TrainState:
         state = initial_state(*args)
-        states.append(dataclasses.replace(state, params=jax.tree.map(jnp.ones_like, state.params)))
+        states.append(
+            dataclasses.replace(state, params=jax.tree.map(jnp.ones_like, state.network.params))
+        )
         return states[0]
 
     def still(schedule: optax.Schedule, name: str) -> optax.GradientTransformation:
@@ -239,6 +241,6 @@ def test_another_optimizer_and_state_take_the_place_of_the_trainers(
 
     config = digits_config(num_steps=1)
     assert run(config, optimizer=still, start=ones) == DONE
-    shapes = jax.eval_shape(lambda: states[0].params)
+    shapes = jax.eval_shape(lambda: states[0].network.params)
     expected = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
-    assert summary(config.workdir)["params_digest"] == params_digest(expected)
+    assert summary(config.output.workdir)["params_digest"] == params_digest(expected)

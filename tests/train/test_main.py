@@ -1,23 +1,23 @@
 """The command line: what it understands, and one clear line for what it does not."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from train.__main__ import main, parse
-from train.config import UsageError
+from train.__main__ import main
+from train.command_line import parse_run
+from train.errors import UsageError
 from train.recipes import RECIPES, digits
 
 
 def test_no_recipe_means_digits():
-    assert parse([]) == digits()
-    assert parse(["--seed", "3"]) == dataclasses.replace(digits(), seed=3)
+    assert parse_run([]) == digits()
+    assert parse_run(["--seed", "3"]) == digits().replace(seed=3)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_by_name(name: str):
-    assert parse([name]) == RECIPES[name]()
+    assert parse_run([name]) == RECIPES[name]()
 
 
 def test_flags_override_a_recipe():
@@ -28,9 +28,8 @@ def test_flags_override_a_recipe():
         "--log-every-steps 1 --image-size 64 --data-dir there --milestones 3 6 8.5 "
         "--coordinator-address localhost:1 --num-processes 2 --process-id 1"
     )
-    config = parse(list(flags.split()))
-    assert config == dataclasses.replace(
-        RECIPES["imagenet"](),
+    config = parse_run(list(flags.split()))
+    assert config == RECIPES["imagenet"]().replace(
         workdir=Path("here"),
         num_workers=16,
         batch_size_per_worker=64,
@@ -56,7 +55,7 @@ def test_flags_override_a_recipe():
 @pytest.mark.parametrize("args", [["--help"], ["digits", "--help"]])
 def test_help_names_the_recipes_or_the_flags(args: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ending:
-        parse(args)
+        parse_run(args)
     assert not ending.value.code
     said = capsys.readouterr().out
     for word in RECIPES if args == ["--help"] else ["--num-workers", "--workdir", "--warmup"]:
@@ -78,7 +77,7 @@ def test_help_names_the_recipes_or_the_flags(args: list[str], capsys: pytest.Cap
 )
 def test_a_wrong_flag_or_value_is_one_line(args: str, words: list[str]):
     with pytest.raises(UsageError) as error:
-        parse(args.split())
+        parse_run(args.split())
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 250

@@ -6,7 +6,8 @@ import re
 import jax
 import pytest
 
-from train.memory import Options, compile_step, largest_that_fits, main, memory_of
+from train.memory import Options, main
+from train.planning.memory import compile_step, largest_that_fits, memory_of
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
 from train.step.workers import make_workers
@@ -44,11 +45,11 @@ def test_it_is_found_where_bytes_jump_or_nobody_knows_them():
 def test_a_step_holds_the_state_the_minibatch_and_its_activations():
     """On 8 devices, as tests/conftest.py sets up, of which each has one worker."""
     options = Options(recipe="digits", num_classes=10)
-    config = options.run_of(8, 16)
+    config = options.config_for(8, 16)
     _, memory = compile_step(config, 10, lambda _: 0.1, jax.devices())
     workers = make_workers(config)
     optimizer = make_optimizer(lambda _: 0.1)
-    state = jax.eval_shape(lambda: initial_state(config, 10, optimizer, workers))
+    state = jax.eval_shape(lambda: initial_state(config.experiment, 10, optimizer, workers))
     # Beside the arrays there are a few bytes for each.
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert memory.state == pytest.approx(num_bytes, rel=0.01)

@@ -1,6 +1,5 @@
 """Losses and gradients that are not finite: nothing of them is kept, and the run says so."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from train.__main__ import main
-from train.data.minibatches import SOUND, Examples
 from train.recipes import digits
 from train.run.checkpoint import load_network
+from train.step.examples import INTACT, Examples
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
-from train.step.train_step import make_steps
+from train.step.train_step import make_train_step
 from train.step.workers import make_workers
 
 # From the first step on the weights are finite but so large that nothing computed of them is.
@@ -51,8 +50,8 @@ def steps_of(workdir: Path) -> list[int]:
 
 
 def assert_finite(workdir: Path, step: int) -> None:
-    network = load_network(workdir, make_workers(digits(), jax.devices()[:1]))
-    assert network.step == step
+    newest, network = load_network(workdir, make_workers(digits(), jax.devices()[:1]))
+    assert newest == step
     for leaf in jax.tree.leaves((network.params, network.batch_stats)):
         assert np.isfinite(np.asarray(leaf)).all()
 
@@ -60,24 +59,25 @@ def assert_finite(workdir: Path, step: int) -> None:
 @pytest.mark.parametrize("level", [1, 255])
 def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
     """Of a pixel of 1 only the variance is not finite; of 255, loss and gradients too."""
-    config = dataclasses.replace(
-        digits(), num_workers=2, batch_size_per_worker=2, mean=(0.0,), std=(1e-38,),
+    config = digits().replace(num_workers=2, batch_size_per_worker=2, mean=(0.0,), std=(1e-38,),
         on_nonfinite="skip", noise_scale=True,
     )  # fmt: skip
     workers = make_workers(config, jax.devices()[:2])
     optimizer = make_optimizer(optax.linear_schedule(0.1, 0.05, 4))
-    steps = make_steps(config, 10, optimizer, workers)
+    train_step = make_train_step(
+        config.experiment, 10, optimizer, workers, config.machine.on_nonfinite
+    )
 
     def minibatch(pixel: int) -> Examples:
         images = np.zeros((4, 8, 8, 1), np.uint8)
         images[1:] = np.arange(64, dtype=np.uint8).reshape(8, 8, 1) % 2 * pixel
-        parts = (images, np.arange(4, dtype=np.int32), np.full(4, SOUND, np.int32))
+        parts = (images, np.arange(4, dtype=np.int32), np.full(4, INTACT, np.int32))
         return Examples(*map(workers.to_devices, parts))
 
     def train(*pixels: int) -> tuple[Any, list[bool]]:
-        state, finite = initial_state(config, 10, optimizer, workers), []
+        state, finite = initial_state(config.experiment, 10, optimizer, workers), []
         for pixel in pixels:
-            state, metrics = steps.train(state, minibatch(pixel))
+            state, metrics = train_step(state, minibatch(pixel))
             finite.append(bool(metrics.is_finite))
         return jax.device_get(state), finite
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from train.planning.cost_model import AllReduce, Schedule
-from train.pod import Options, base_of, main, predict_slice
+from train.planning.prediction import base_of, predict_slice
+from train.pod import main
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 ASSUMPTIONS = {
@@ -47,9 +48,10 @@ def test_without_the_compiler_it_says_what_to_install(capsys: pytest.CaptureFixt
 
 def predicted(name: str, *reductions: AllReduce, **options: Any) -> Any:
     schedule = Schedule(3_000_000, reductions)
-    return predict_slice(
-        name, schedule, 101, Options(recipe="imagenet", topology=(name,), **options), ASSUMPTIONS
-    )
+    defaults: dict[str, Any] = {
+        "workers_per_device": 1, "batch_size_per_worker": 32, "overlap": None,
+    }  # fmt: skip
+    return predict_slice(name, schedule, 101, ASSUMPTIONS, **defaults | options)
 
 
 def test_a_slice_waits_for_what_its_schedule_does_not_hide():

@@ -1,6 +1,5 @@
 """Preparing data sets: a user's own images, and those that tensorflow-datasets knows."""
 
-import dataclasses
 import gzip
 import importlib.util
 import json
@@ -19,7 +18,7 @@ import pytest
 
 from train.data.builders.fashion_mnist import CLASSES
 from train.data.builders.image_folder import hold_out
-from train.data.minibatches import Dataset, open_dataset
+from train.data.dataset import Dataset, open_dataset
 from train.prepare import main
 from train.recipes import tfds
 
@@ -34,7 +33,7 @@ def write_images(folder: Path, number: int, brightness: int, ending: str = "png"
 
 
 def opened(name: str, data_dir: Path) -> Dataset:
-    return open_dataset(dataclasses.replace(tfds(), dataset=name, data_dir=data_dir))
+    return open_dataset(tfds().replace(dataset=name, data_dir=data_dir))
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

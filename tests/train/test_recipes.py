@@ -1,14 +1,13 @@
 """The recipes, against the paper where they follow it (arXiv:1706.02677)."""
 
-import dataclasses
 import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from train.data.dataset import open_dataset
 from train.data.images import decode
-from train.data.minibatches import open_dataset
 from train.model.resnet import ARCHITECTURES
 from train.recipes import RECIPES, digits, fashion_mnist, imagenet, tfds
 
@@ -18,17 +17,21 @@ NUM_IMAGENET = 1_281_167
 def test_imagenet_has_the_papers_numbers():
     """Sections 2.1 to 2.3 and 5.1."""
     config = imagenet()
-    assert config.model == "resnet50"
-    assert (config.num_workers, config.batch_size_per_worker) == (256, 32)
-    assert (config.base_learning_rate, config.base_batch_size) == (0.1, 256)
-    assert (config.num_epochs, config.milestones) == (90, (30, 60, 80))
-    assert (config.warmup, config.warmup_epochs) == ("auto", 5)
-    assert (config.image_size, config.augmentation) == (224, "crop-flip")
-    assert (config.optimizer, config.seed, config.init_from) == ("sgd", 0, None)
+    assert config.experiment.model == "resnet50"
+    assert (config.experiment.num_workers, config.experiment.batch_size_per_worker) == (256, 32)
+    assert (config.experiment.base_learning_rate, config.experiment.base_batch_size) == (0.1, 256)
+    assert (config.experiment.num_epochs, config.experiment.milestones) == (90, (30, 60, 80))
+    assert (config.experiment.warmup, config.experiment.warmup_epochs) == ("auto", 5)
+    assert (config.experiment.image_size, config.experiment.augmentation) == (224, "crop-flip")
+    assert (config.experiment.optimizer, config.experiment.seed, config.experiment.init_from) == (
+        "sgd",
+        0,
+        None,
+    )
 
 
 def test_imagenet_has_the_papers_schedule():
-    recipe = imagenet().large_minibatch_recipe(NUM_IMAGENET)
+    recipe = imagenet().experiment.large_minibatch_recipe(NUM_IMAGENET)
     assert (recipe.batch_size, recipe.steps_per_epoch) == (8192, 156)
     assert recipe.resolved_warmup == "gradual"
     schedule = recipe.schedule()
@@ -39,46 +42,52 @@ def test_imagenet_has_the_papers_schedule():
 
 def test_the_papers_baseline_has_no_warmup():
     """Only minibatches of more than 256 images are warmed up (section 2.2)."""
-    baseline = dataclasses.replace(imagenet(), num_workers=8).large_minibatch_recipe(NUM_IMAGENET)
+    baseline = imagenet().replace(num_workers=8).experiment.large_minibatch_recipe(NUM_IMAGENET)
     assert baseline.resolved_warmup == "none"
     assert float(baseline.schedule()(0)) == pytest.approx(0.1, rel=1e-6)
 
 
 def test_digits_are_the_papers_recipe_at_a_small_scale():
-    config, recipe = digits(), digits().large_minibatch_recipe(1437)
-    assert (config.num_epochs, config.milestones, config.warmup_epochs) == (90, (30, 60, 80), 5)
+    config, recipe = digits(), digits().experiment.large_minibatch_recipe(1437)
+    assert (
+        config.experiment.num_epochs,
+        config.experiment.milestones,
+        config.experiment.warmup_epochs,
+    ) == (90, (30, 60, 80), 5)
     assert recipe.resolved_warmup == "gradual"
     # The base rate is that of one worker's minibatch, and 8 workers have 8 times as much.
-    assert config.base_batch_size == config.batch_size_per_worker
-    assert recipe.peak_learning_rate == pytest.approx(8 * config.base_learning_rate, rel=1e-6)
+    assert config.experiment.base_batch_size == config.experiment.batch_size_per_worker
+    assert recipe.peak_learning_rate == pytest.approx(
+        8 * config.experiment.base_learning_rate, rel=1e-6
+    )
 
 
 def test_digits_are_normalised_by_their_own_statistics(digits_dir: Path):
-    config = dataclasses.replace(digits(), data_dir=digits_dir)
+    config = digits().replace(data_dir=digits_dir)
     train = open_dataset(config).train
     records = train.__getitems__(range(len(train)))
     pixels = np.stack([decode(record["image"], 1) for record in records]) / 255
-    assert config.mean == pytest.approx((pixels.mean(),), rel=0.03)
-    assert config.std == pytest.approx((pixels.std(),), rel=0.03)
+    assert config.experiment.mean == pytest.approx((pixels.mean(),), rel=0.03)
+    assert config.experiment.std == pytest.approx((pixels.std(),), rel=0.03)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_it_does_and_how_it_is_run(name: str):
     make = RECIPES[name]
     config, about = make(), inspect.getdoc(make)
-    assert config.recipe == name
-    assert config.model in ARCHITECTURES
+    assert config.experiment.recipe == name
+    assert config.experiment.model in ARCHITECTURES
     assert about is not None
     command = "python -m train" if name == "digits" else f"python -m train {name}"
     assert f"Command: `{command}" in about
-    assert len(config.mean) == len(config.std)
-    assert config.workdir.parts == ("runs", name)
+    assert len(config.experiment.mean) == len(config.experiment.std)
+    assert config.output.workdir.parts == ("runs", name)
 
 
 def test_small_images_are_not_cropped_and_digits_not_mirrored():
-    assert digits().augmentation == "shift"
-    assert fashion_mnist().augmentation == "shift-flip"
+    assert digits().experiment.augmentation == "shift"
+    assert fashion_mnist().experiment.augmentation == "shift-flip"
 
 
 def test_any_other_data_set_is_to_be_named():
-    assert tfds().dataset == ""
+    assert tfds().experiment.dataset == ""

@@ -21,28 +21,32 @@ from hypothesis import strategies as st
 from optax_warmup import BatchSizePhase, BatchSizePhases
 from train.__main__ import main
 from train.config import Config
-from train.data.minibatches import epoch_order, open_dataset, training_minibatches
+from train.data.dataset import open_dataset
+from train.data.minibatches import epoch_order, training_minibatches
+from train.plan import Plan
 from train.recipes import digits
 from train.run.checkpoint import Checkpoints
 from train.run.metrics import MetricsLog
 from train.run.workdir import claim, keep_config
 from train.step.workers import make_workers
-from train.timeline import Phase, Timeline, going_on
+from train.timeline import Phase, Timeline, resume_timeline
 
 ROOT = Path(__file__).parents[2]
 
 
 def config_of(batch_size: int = 128, **changes: Any) -> Config:
     """The digits at a minibatch of as many workers with an image each."""
-    return dataclasses.replace(digits(), num_workers=batch_size, batch_size_per_worker=1, **changes)
+    return digits().replace(num_workers=batch_size, batch_size_per_worker=1, **changes)
 
 
 def run_of(num_examples: int, changes: list[tuple[int, int]], **fields: Any) -> Timeline:
     """A run that goes on with each (minibatch) after each (step)."""
     phases: tuple[Phase, ...] = ()
-    timeline = Timeline(config_of(changes[0][1], **fields), num_examples)
+    timeline = Timeline(config_of(changes[0][1], **fields).experiment, num_examples)
     for step, batch_size in changes:
-        timeline = going_on(config_of(batch_size, **fields), num_examples, phases, step)
+        timeline = resume_timeline(
+            config_of(batch_size, **fields).experiment, num_examples, phases, step
+        )
         phases = timeline.phases
     return timeline
 
@@ -50,7 +54,10 @@ def run_of(num_examples: int, changes: list[tuple[int, int]], **fields: Any) -> 
 @pytest.mark.parametrize("warmup", ["auto", "none", "constant", "gradual"])
 def test_a_run_of_one_phase_is_its_recipe_to_the_bit(warmup: str):
     config = config_of(128, warmup=warmup)
-    timeline, recipe = Timeline(config, 1437), config.large_minibatch_recipe(1437)
+    timeline, recipe = (
+        Timeline(config.experiment, 1437),
+        config.experiment.large_minibatch_recipe(1437),
+    )
     assert timeline.num_steps == recipe.num_steps == 990
     assert timeline.describe() == recipe.describe()
     steps = np.arange(1001)
@@ -65,7 +72,7 @@ def test_a_run_of_one_phase_is_its_recipe_to_the_bit(warmup: str):
 @pytest.mark.parametrize("warmup", ["auto", "none", "constant"])
 @pytest.mark.parametrize("warmup_epochs", [0, 0.4, 5])
 def test_the_librarys_phases_say_the_same_of_one_minibatch(warmup: str, warmup_epochs: float):
-    timeline = Timeline(config_of(128, warmup=warmup, warmup_epochs=warmup_epochs), 1437)
+    timeline = Timeline(config_of(128, warmup=warmup, warmup_epochs=warmup_epochs).experiment, 1437)
     phases, steps = timeline.batch_size_phases(), np.arange(990)
     assert phases.num_steps == 990
     np.testing.assert_allclose(phases.schedule()(steps), timeline.schedule()(steps), rtol=1e-6)
@@ -124,18 +131,27 @@ def test_every_step_has_the_examples_that_the_slow_way_finds(data: Any):
 def rates_step_by_step(timeline: Timeline, config: Config, changes: list[tuple[int, int]]) -> Any:
     """The slow way: each rate from the one before, towards the scaled rate of the minibatch."""
     rates: list[float] = []
-    rate, target, slope = config.base_learning_rate, 0.0, 0.0
+    rate, target, slope = config.experiment.base_learning_rate, 0.0, 0.0
     batch_size, epoch, left = 0, 0, 0
     for step in range(timeline.num_steps):
         before = batch_size, epoch
         batch_size = [size for first, size in changes if first <= step][-1]
         epoch = timeline.place(step)[0]
         if before[0] != batch_size or step == 0:
-            is_warmed = config.warmup != "none" if step else batch_size > config.base_batch_size
-            left = int(config.warmup_epochs * (64 // batch_size)) if is_warmed else 0
+            is_warmed = (
+                config.experiment.warmup != "none"
+                if step
+                else batch_size > config.experiment.base_batch_size
+            )
+            left = int(config.experiment.warmup_epochs * (64 // batch_size)) if is_warmed else 0
         if before != (batch_size, epoch):
-            decay = 0.1 ** sum(milestone <= epoch for milestone in config.milestones)
-            target = decay * config.base_learning_rate * batch_size / config.base_batch_size
+            decay = 0.1 ** sum(milestone <= epoch for milestone in config.experiment.milestones)
+            target = (
+                decay
+                * config.experiment.base_learning_rate
+                * batch_size
+                / config.experiment.base_batch_size
+            )
             slope = (target - rate) / left if left and target > rate else 0.0
             rate = rate if slope else target
         rates.append(rate)
@@ -171,8 +187,8 @@ def test_the_rates_are_those_that_the_slow_way_finds(data: Any):
     ]
     timeline = run_of(64, changes, **fields)
     config = config_of(sizes[0], **fields)
-    if config.warmup == "none":
-        config = dataclasses.replace(config, warmup_epochs=0)
+    if config.experiment.warmup == "none":
+        config = config.replace(warmup_epochs=0)
     rates = rates_step_by_step(timeline, config, changes)
     applied = timeline.schedule()(np.arange(timeline.num_steps))
     np.testing.assert_allclose(np.broadcast_to(applied, len(rates)), rates, rtol=2e-6)
@@ -221,9 +237,9 @@ def test_a_change_back_and_the_same_minibatch_again():
     assert [(phase.first_step, phase.batch_size) for phase in phases] == [
         (0, 64), (5, 128), (7, 64),
     ]  # fmt: skip
-    assert going_on(config_of(64), 640, phases, 9).phases == phases
-    other = dataclasses.replace(config_of(64), num_workers=32, batch_size_per_worker=2)
-    assert going_on(other, 640, phases, 9).phases[-1] == Phase(
+    assert resume_timeline(config_of(64).experiment, 640, phases, 9).phases == phases
+    other = config_of(64).replace(num_workers=32, batch_size_per_worker=2).experiment
+    assert resume_timeline(other, 640, phases, 9).phases[-1] == Phase(
         first_step=9, num_workers=32, batch_size_per_worker=2
     )
 
@@ -241,13 +257,12 @@ def test_the_plan_of_a_changed_run_names_its_minibatches_and_rates():
 
 
 def test_the_minibatches_of_a_changed_run_are_its_places_in_the_order(digits_dir: Path):
-    config = dataclasses.replace(
-        digits(), data_dir=digits_dir, num_reader_threads=1, num_workers=16
-    )
+    config = digits().replace(data_dir=digits_dir, num_reader_threads=1, num_workers=16)
     dataset = open_dataset(config)
     first = Phase(first_step=0, num_workers=8, batch_size_per_worker=16)
-    timeline = going_on(config, 1437, (first,), 8)
-    rows = training_minibatches(dataset, config, make_workers(config), 8, 12, timeline)
+    timeline = resume_timeline(config.experiment, 1437, (first,), 8)
+    plan = Plan(config=config, dataset=dataset, workers=make_workers(config), timeline=timeline)
+    rows = training_minibatches(plan, 8, 12)
     labels = [
         [dataset.train[example]["label"] for example in epoch_order(0, epoch, 1437)[p : p + 256]]
         for epoch, p in [(0, 1024), (1, 0), (1, 256), (1, 512)]
@@ -411,14 +426,16 @@ def test_a_finished_run_does_not_change(
 
 
 def test_a_run_without_a_checkpoint_begins_with_the_new_minibatch(tmp_path: Path):
-    before = dataclasses.replace(digits(), workdir=tmp_path, num_workers=16)
+    before = digits().replace(workdir=tmp_path, num_workers=16)
     with claim(before), Checkpoints(tmp_path / "checkpoints", before):
         MetricsLog(tmp_path, 0).close()  # as a run leaves it that is killed before it saves
     config = dataclasses.replace(before, num_workers=8, allow_batch_size_change=True)
     with claim(config), Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
-        timeline = going_on(config, 1437, checkpoints.phases, checkpoints.newest_step)
+        timeline = resume_timeline(
+            config.experiment, 1437, checkpoints.phases, checkpoints.newest_step
+        )
         keep_config(config)
     (phase,) = timeline.phases
     assert (phase.first_step, phase.batch_size) == (0, 128)
-    with claim(dataclasses.replace(config, allow_batch_size_change=False)):
+    with claim(config.replace(allow_batch_size_change=False)):
         pass  # it is the run's own now

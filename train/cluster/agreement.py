@@ -30,9 +30,7 @@ def agree(config: Config) -> None:
         UsageError: in every process, if one has other flags, package versions or source files.
     """
     facts = {
-        flag(name): str(value)
-        for name, value in config.to_dict().items()
-        if name not in OWN_FIELDS
+        flag(name): str(value) for name, value in config.to_dict().items() if name not in OWN_FIELDS
     }
     facts |= versions() | {"the source of train and optax_warmup": _source_digest()}
     first, *others = [json.loads(text) for text in _gather(json.dumps(facts))]

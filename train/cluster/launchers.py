@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 
-from train.config import Config, UsageError
+from train.config import Machine
+from train.errors import UsageError
 
 # Of each launcher: its name, JAX's method, and the variables that say how many processes there are,
 # which of them this is, and how many are on this host. mpirun stands first, since it may start
@@ -99,18 +100,18 @@ def find_launch(environ: Mapping[str, str], platforms: str = "") -> Launch | Non
     return None
 
 
-def join_processes(config: Config) -> None:
+def join_processes(machine: Machine) -> None:
     """Join the other processes of this run, if there are any; before JAX's first use.
 
     Raises:
         UsageError: if they cannot be found.
     """
-    if config.coordinator_address is not None:
-        _say_that_it_waits(f"{config.num_processes} processes at {config.coordinator_address}")
+    if machine.coordinator_address is not None:
+        _say_that_it_waits(f"{machine.num_processes} processes at {machine.coordinator_address}")
         jax.distributed.initialize(
-            config.coordinator_address,
-            config.num_processes,
-            config.process_id,
+            machine.coordinator_address,
+            machine.num_processes,
+            machine.process_id,
             cluster_detection_method="deactivate",
             **TIMEOUTS,
         )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from train.config import Experiment
+from train.config import Config
 from train.data.builders.digits import Digits
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
 from train.errors import UsageError, unusable_folder
@@ -42,17 +42,17 @@ class Dataset:
         return len(self.class_names)
 
 
-def open_dataset(experiment: Experiment, data_dir: Path | None) -> Dataset:
-    """Open an experiment's data set. Only the embedded digits need not be prepared first.
+def open_dataset(config: Config) -> Dataset:
+    """Open a run's data set. Only the embedded digits need not be prepared first.
 
     Args:
-        experiment: the experiment.
-        data_dir: folder of prepared data sets. Default: that of tensorflow-datasets.
+        config: configuration of the run.
 
     Raises:
         UsageError: if the data set is not prepared, or does not consist of labeled images with
             random access.
     """
+    experiment, data_dir = config.experiment, config.machine.data_dir
     name = experiment.dataset
     if experiment.data == "synthetic":
         return _synthetic(name, experiment.batch_size)

@@ -1,9 +1,10 @@
-"""From encoded bytes to uint8 arrays on the host, and from uint8 to normalised on the device.
+"""Decoding and augmentation of images on the host.
 
-Shapes: H, W, C are the height, width and channels of one image, S the side of the network's input.
-Everything random takes its generator as an argument, so each function is pure.
+Shapes: H, W, C are the height, width and channels of an image, S the side of the network's input.
+Random functions take their generator as an argument, so every function is pure.
 """
 
+import dataclasses
 import io
 import re
 import warnings
@@ -11,56 +12,50 @@ from collections.abc import Callable
 from typing import Literal
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-Augmentation = Literal["crop-flip", "shift", "shift-flip"]
-"""`crop-flip`: random area and aspect ratio, then a flip (the paper's, section 5.1).
-`shift`: zero padding by an eighth of the side and a random crop, for small images.
-`shift-flip`: the same, then a flip, where a mirror image has the same meaning."""
-
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
-"""What is decoded, whatever a file's name ends in."""
+"""Image formats that are decoded, whatever the file's suffix."""
 
 MAX_PIXELS = 2 * 89_478_485
-"""Of one image: Pillow's own limit, half a GiB in RGB and more than cameras make. Without one, a
-file of a few bytes that promises pixels enough would take the machine's memory."""
+"""Maximum number of pixels of an image. This is Pillow's own limit: half a GiB in RGB, and more
+than cameras produce. Without it, a file of a few bytes could exhaust the machine's memory."""
 
 JPEG_START, START_OF_SCAN = b"\xff\xd8\xff", 0xDA
 
-# Of libjpeg's warnings (jerror.h) those that mean missing or wrong pixels.
+# libjpeg's warnings (jerror.h) that mean missing or wrong pixels.
 JPEG_DAMAGE = re.compile("[Pp]remature end|bad Huffman code|bad arithmetic code|found marker")
 
-# How an image of each EXIF orientation but the first is flipped, in the words of OpenCV (0: upside
-# down, 1: left and right, -1: both), after height and width have changed places for 5 and more.
+# OpenCV's flip code for each EXIF orientation except 1 (0: vertical, 1: horizontal, -1: both).
+# Orientations from 5 on are transposed first.
 FLIPS = {2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}
 
-# Pillow's notes on odd metadata, which change no pixel.
+# Pillow's warnings about odd metadata do not concern the pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Each reader thread decodes its own images; OpenCV's threads on top of that would only contend.
+# Each reader thread decodes its own images; OpenCV's own threads would only contend with them.
 cv2.setNumThreads(1)
 
 
 def decode(encoded: bytes, num_channels: int) -> np.ndarray:
-    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file, whatever its name, and turn it upright.
+    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file and turn the image upright.
 
-    Transparency is dropped, 16 bits become their upper 8, and of an animation the first frame is
-    taken, as the field's loaders do.
+    Like other loaders, it drops transparency, reduces 16 bits to the upper 8, and takes the first
+    frame of an animation.
 
     Args:
-        encoded: the bytes of the file.
-        num_channels: 3 for RGB, 1 for greyscale; the image is converted.
+        encoded: the bytes of the file; their content, not a suffix, determines the format.
+        num_channels: 3 for RGB, 1 for grayscale; the image is converted.
 
     Returns:
         uint8 (H, W, C).
 
     Raises:
-        ValueError: in one line, if the bytes are no image, a truncated or visibly damaged one, or
-            one of more than `MAX_PIXELS`. Damage that leaves a valid file cannot be seen.
+        ValueError: if the bytes are not an image, or if the image is truncated, visibly damaged or
+            larger than `MAX_PIXELS`. The message is one line. Damage that leaves a valid file is
+            not detected.
     """
     try:
         pixels = None
@@ -69,7 +64,7 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
         if pixels is None:
             pixels = _decode_any(encoded, num_channels)
     except Exception as error:  # on broken files Pillow raises whatever its parsers run into
-        what = "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        what = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
         what = " ".join(what.split()).removesuffix(".") or type(error).__name__
         raise ValueError(
             f"not an image that can be decoded: {what} ({len(encoded)} bytes)"
@@ -78,29 +73,29 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
 
 
 def _decode_usual_jpeg(encoded: bytes, num_channels: int) -> np.ndarray | None:
-    """Decode in half of Pillow's time; None for what is unusual and Pillow shall judge."""
+    """Decode twice as fast as Pillow. Return None for unusual files, which are left to Pillow."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
         if int(height) * int(width) > MAX_PIXELS:
             return None
-        # Strict: libjpeg by itself fills in with grey what is missing.
+        # simplejpeg is strict; libjpeg alone would fill missing parts with gray.
         pixels = simplejpeg.decode_jpeg(encoded, "RGB" if num_channels == 3 else "GRAY")
     except ValueError as error:
         if JPEG_DAMAGE.search(str(error)):
             raise
-        return None  # an oddity that loses no pixel, such as needless bytes between segments
+        return None  # a harmless oddity, such as extra bytes between segments
     return _turn_upright(pixels, lambda: _exif_of_jpeg(encoded))
 
 
 def _decode_any(encoded: bytes, num_channels: int) -> np.ndarray:
-    # Opening reads the header alone, and refuses more than MAX_PIXELS.
+    # Opening reads only the header, and raises if it claims more than MAX_PIXELS.
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as file:
         file.info.pop("transparency", None)
         if file.mode in ("I", "F"):
-            raise ValueError("32 bits a pixel, whose white is not known")
-        if file.mode.startswith("I;16"):  # Pillow would cut off at 255
-            grey = (np.asarray(file) >> 8).astype(np.uint8)
-            pixels = np.repeat(grey[:, :, None], num_channels, axis=2)
+            raise ValueError("32 bits per channel, with unknown white level")
+        if file.mode.startswith("I;16"):  # Pillow would clip at 255
+            gray = (np.asarray(file) >> 8).astype(np.uint8)
+            pixels = np.repeat(gray[:, :, None], num_channels, axis=2)
         else:
             pixels = np.array(file.convert("RGB" if num_channels == 3 else "L"))
             pixels = pixels.reshape(*pixels.shape[:2], num_channels)
@@ -108,7 +103,7 @@ def _decode_any(encoded: bytes, num_channels: int) -> np.ndarray:
 
 
 def _exif_of_jpeg(encoded: bytes) -> Image.Exif:
-    """Walk over a JPEG's segments as far as its metadata reach."""
+    """Read the EXIF metadata from the segments before a JPEG's first scan."""
     exif = Image.Exif()
     start = 2
     while encoded[start : start + 1] == b"\xff" and encoded[start + 1] != START_OF_SCAN:
@@ -121,10 +116,10 @@ def _exif_of_jpeg(encoded: bytes) -> Image.Exif:
 
 
 def _turn_upright(pixels: np.ndarray, read_exif: Callable[[], Image.Exif]) -> np.ndarray:
-    """Turn an image as its orientation says (EXIF 2.32, tag 0x0112)."""
+    """Undo the EXIF orientation of an image (EXIF 2.32, tag 0x0112)."""
     try:
         orientation = read_exif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata make no broken image
+    except Exception:  # broken metadata does not invalidate the pixels
         return pixels
     if orientation not in FLIPS:
         return pixels
@@ -133,16 +128,17 @@ def _turn_upright(pixels: np.ndarray, read_exif: Callable[[], Image.Exif]) -> np
         height, width, pixels = width, height, cv2.transpose(pixels)
     if (axes := FLIPS[orientation]) is not None:
         pixels = cv2.flip(pixels, axes)
-    return pixels.reshape(height, width, channels)  # OpenCV drops a single channel
+    return pixels.reshape(height, width, channels)  # OpenCV drops a channel axis of size 1
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (H, W, C) to (height, width, C); a side that shrinks by 2 or more is averaged.
+    """Resize uint8 (H, W, C) to (height, width, C).
 
-    By less than 2, linear interpolation already reads every pixel, in a third of the time.
+    A side that shrinks by a factor of 2 or more is averaged over areas. Below that factor, linear
+    interpolation already reads every pixel, in a third of the time.
     """
     channels = image.shape[2]
-    # OpenCV averages only where neither side grows, so a side that grows has its turn afterwards.
+    # OpenCV averages only if neither side grows, so a growing side is resized in a second pass.
     averaged = tuple(
         new if old >= 2 * new else old
         for old, new in zip(image.shape[:2], (height, width), strict=True)
@@ -153,27 +149,63 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     ):
         if image.shape[:2] != shape:
             image = cv2.resize(image, shape[::-1], interpolation=interpolation)
-    return image.reshape(height, width, channels)  # OpenCV drops a single channel
+    return image.reshape(height, width, channels)  # OpenCV drops a channel axis of size 1
 
 
-def augment(
-    image: np.ndarray, size: int, augmentation: Augmentation, rng: np.random.Generator
-) -> np.ndarray:
-    """Make one training image, uint8 (S, S, C), of uint8 (H, W, C)."""
-    if augmentation == "crop-flip":
-        image = random_resized_crop(image, size, rng)
-    else:
-        image = random_shift(resize(image, size, size), rng)
-    if augmentation != "shift" and rng.random() < 0.5:
-        image = cv2.flip(image, 1).reshape(image.shape)  # a view takes 30 times as long to copy
-    return image
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Transformation of decoded images, uint8 (H, W, C), to network inputs, uint8 (S, S, C)."""
+
+    random_crop: bool
+    """Crop a random area and aspect ratio for training, and the center for evaluation. Otherwise
+    resize the whole image, and shift it at random for training."""
+    flip: bool
+    """Mirror half of the training images."""
+
+    @property
+    def for_photographs(self) -> bool:
+        """Whether the images are photographs, so that decoding dominates the reading time."""
+        return self.random_crop
+
+    def augment(self, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Make a training image from a decoded image."""
+        if self.random_crop:
+            image = random_resized_crop(image, size, rng)
+        else:
+            image = random_shift(resize(image, size, size), rng)
+        if self.flip and rng.random() < 0.5:
+            image = cv2.flip(image, 1).reshape(image.shape)  # a view takes 30 times as long to copy
+        return image
+
+    def evaluation_crop(self, image: np.ndarray, size: int) -> np.ndarray:
+        """Make an evaluation image from a decoded image; nothing is random.
+
+        The center crop spans 224/256 of the shorter side. It gives the same pixels as resizing the
+        shorter side to 256 and cropping the central 224 (paper, section 5.1), without resizing what
+        is cut off.
+        """
+        if self.random_crop:
+            height, width = image.shape[:2]
+            side = round(min(height, width) * 224 / 256)
+            top, left = (height - side) // 2, (width - side) // 2
+            image = image[top : top + side, left : left + side]
+        return resize(image, size, size)
+
+
+AugmentationName = Literal["crop-flip", "shift", "shift-flip"]
+
+AUGMENTATIONS: dict[AugmentationName, Augmentation] = {
+    "crop-flip": Augmentation(random_crop=True, flip=True),  # for photographs, as in the paper
+    "shift": Augmentation(random_crop=False, flip=False),  # for small images
+    "shift-flip": Augmentation(random_crop=False, flip=True),  # if mirroring keeps the meaning
+}
 
 
 def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Crop 8 % to 100 % of the area at an aspect ratio of 3/4 to 4/3 and resize it to (S, S, C).
 
-    The scale and aspect-ratio augmentation of the paper, section 5.1 (Szegedy et al. 2015). After
-    ten rectangles that do not fit, the largest central square is taken.
+    This is the scale and aspect-ratio augmentation of the paper, section 5.1 (Szegedy et al. 2015).
+    If ten random rectangles in a row do not fit, the largest central square is used.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -196,39 +228,6 @@ def random_shift(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size, _, channels = image.shape
     pad = size // 8
     top, left = rng.integers(2 * pad + 1, size=2)
-    padded = np.zeros((size + 2 * pad, size + 2 * pad, channels), np.uint8)  # np.pad takes longer
+    padded = np.zeros((size + 2 * pad, size + 2 * pad, channels), np.uint8)  # np.pad is slower
     padded[pad : pad + size, pad : pad + size] = image
     return padded[top : top + size, left : left + size]
-
-
-def evaluation_crop(image: np.ndarray, size: int, augmentation: Augmentation) -> np.ndarray:
-    """Make one evaluation image, uint8 (S, S, C), of uint8 (H, W, C), with nothing random.
-
-    For `crop-flip` it is the central square of 224/256 of the shorter side: the same pixels as
-    resizing the shorter side to 256 and taking the centre of 224 (paper, section 5.1), without
-    resizing what is cut off. Small images are only resized where they are of another size.
-    """
-    if augmentation == "crop-flip":
-        height, width = image.shape[:2]
-        side = round(min(height, width) * 224 / 256)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-    return resize(image, size, size)
-
-
-def normalize(
-    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype
-) -> jax.Array:
-    """Subtract the per-colour mean and divide by the per-colour deviation, on the device.
-
-    Args:
-        images: uint8 (..., C).
-        mean: of each of the C colours, on the scale from 0 to 1.
-        std: likewise.
-        dtype: of the result; the arithmetic is float32.
-    """
-    mean_c = np.asarray(mean, np.float32) * np.float32(255)
-    scale_c = np.float32(1) / (np.asarray(std, np.float32) * np.float32(255))
-    shape = (1,) * (images.ndim - 1) + (len(mean),)
-    centred = images.astype(jnp.float32) - mean_c.reshape(shape)
-    return (centred * scale_c.reshape(shape)).astype(dtype)

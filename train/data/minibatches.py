@@ -18,7 +18,7 @@ import numpy as np
 
 from train.config import Experiment
 from train.data.dataset import Dataset
-from train.data.images import augment, decode, evaluation_crop
+from train.data.images import AUGMENTATIONS, decode
 from train.data.reader import read, reader_processes
 from train.errors import DataError
 from train.plan import Plan
@@ -44,6 +44,7 @@ def training_minibatches(plan: Plan, first_step: int, last_step: int) -> Iterato
     Rows have the shape (len(workers.local) · n, ...), in the order of `workers.local`.
     """
     experiment, dataset, place = plan.config.experiment, plan.dataset, plan.timeline.place
+    augmentation = AUGMENTATIONS[experiment.augmentation]
     num_examples = len(dataset.train)
     n = experiment.batch_size_per_worker
 
@@ -61,7 +62,7 @@ def training_minibatches(plan: Plan, first_step: int, last_step: int) -> Iterato
             except ValueError as error:
                 rows.corrupt[row] = example
                 image, record = _replacement(dataset, example, error, experiment, rng)
-            rows.images[row] = augment(image, experiment.image_size, experiment.augmentation, rng)
+            rows.images[row] = augmentation.augment(image, experiment.image_size, rng)
             rows.labels[row] = record["label"]
         return rows
 
@@ -77,6 +78,7 @@ def evaluation_minibatches(plan: Plan) -> Iterator[Examples]:
     label, since a replacement would count twice.
     """
     experiment, dataset = plan.config.experiment, plan.dataset
+    augmentation = AUGMENTATIONS[experiment.augmentation]
     num_examples = len(dataset.evaluation)
     kn, n = experiment.batch_size, experiment.batch_size_per_worker
 
@@ -90,9 +92,7 @@ def evaluation_minibatches(plan: Plan) -> Iterator[Examples]:
             except ValueError:
                 rows.corrupt[row] = example
             else:
-                rows.images[row] = evaluation_crop(
-                    image, experiment.image_size, experiment.augmentation
-                )
+                rows.images[row] = augmentation.evaluation_crop(image, experiment.image_size)
                 rows.labels[row] = record["label"]
         return rows
 

@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from train.config import Config, Machine
+from train.data.images import AUGMENTATIONS
 from train.plan import Plan
 from train.step.workers import Workers
 
@@ -65,8 +66,8 @@ def reader_processes(config: Config) -> int:
     if config.machine.num_reader_processes is not None:
         return config.machine.num_reader_processes
     threads = reader_threads(config.machine)
-    is_photograph = config.experiment.augmentation == "crop-flip"
-    return threads // 4 if is_photograph and threads >= 8 else 0
+    augmentation = AUGMENTATIONS[config.experiment.augmentation]
+    return threads // 4 if augmentation.for_photographs and threads >= 8 else 0
 
 
 def read(

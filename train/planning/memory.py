@@ -17,7 +17,7 @@ from train.step.examples import abstract_minibatch
 from train.step.optimizer import make_optimizer
 from train.step.state import abstract_state
 from train.step.train_step import make_train_step
-from train.step.workers import make_workers
+from train.step.workers import Device, make_workers
 
 MINIBATCHES_AHEAD = 2  # minibatches on their way to the devices during a step; see data/reader
 FIRST = 32  # the paper's n
@@ -45,7 +45,7 @@ class StepMemory:
 
 
 def compile_step(
-    config: Config, num_classes: int, schedule: optax.Schedule, devices: list[jax.Device]
+    config: Config, num_classes: int, schedule: optax.Schedule, devices: list[Device]
 ) -> tuple[jax.stages.Compiled, StepMemory]:
     """Compile a run's training step for devices that need not exist; nothing is allocated."""
     experiment, workers = config.experiment, make_workers(config, devices)
@@ -103,7 +103,7 @@ def largest_that_fits(num_bytes: Callable[[int], float], limit: int) -> int:
     return fits
 
 
-def memory_of(device: jax.Device, num_devices: int) -> tuple[int, str]:
+def memory_of(device: Device, num_devices: int) -> tuple[int, str]:
     """Bytes that a device may allocate, and where the number comes from.
 
     Raises:
@@ -115,9 +115,7 @@ def memory_of(device: jax.Device, num_devices: int) -> tuple[int, str]:
         with contextlib.suppress(OSError, ValueError):  # not Linux
             source = "available here; XLA's CPU libraries need some more than is counted"
             return available_bytes() // num_devices, source
-    raise UsageError(
-        f"cannot determine the memory of {device.device_kind}; pass --memory-bytes"
-    )
+    raise UsageError(f"cannot determine the memory of {device.device_kind}; pass --memory-bytes")
 
 
 def available_bytes() -> int:

@@ -217,5 +217,3 @@ def draw(predictions: list[Prediction], *, kind: str, title: str) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     return figure
-
-

@@ -6,6 +6,7 @@ import jax
 from jax.experimental import topologies
 
 from train.errors import UsageError
+from train.step.workers import Device
 
 
 def stay_off_devices() -> None:
@@ -24,7 +25,7 @@ def base_slice(kind: str) -> str:
     return f"{kind}:2x2x2" if kind in ("v4", "v5p") else f"{kind}:2x4"
 
 
-def slice_devices(topology: str) -> list[jax.Device]:
+def slice_devices(topology: str) -> list[Device]:
     """Devices of a TPU slice that need not exist, one per chip.
 
     Args:

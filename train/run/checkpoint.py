@@ -204,7 +204,7 @@ class CheckpointTimes:
         return is_due
 
     def _have_passed(self, minutes: float, step: int) -> bool:
-        """Uses the clock of process 0. The broadcast blocks, so it happens on logging steps only."""
+        """Ask the clock of process 0. The broadcast blocks, so only logging steps do it."""
         have_passed = time.monotonic() - self._seconds >= 60 * minutes
         if jax.process_count() == 1:
             return have_passed
@@ -273,10 +273,10 @@ def _read_phases(checkpoint: epath.Path) -> tuple[Phase, ...]:
     return (Phase(first_step=0, **sizes),)
 
 
-def _to_tree(state: TrainState) -> dict[str, object]:
+def _to_tree(state: TrainState) -> dict[str, Any]:
     """The state as the tree on disk, which knows no nested network."""
     network = state.network
-    tree = {
+    tree: dict[str, Any] = {
         "step": state.step,
         "params": network.params,
         "batch_stats": network.batch_stats,
@@ -285,6 +285,11 @@ def _to_tree(state: TrainState) -> dict[str, object]:
     return tree if state.noise_scale is None else tree | {"noise_scale": state.noise_scale}
 
 
-def _from_tree(tree: dict[str, Any]) -> TrainState:
-    network = Network(params=tree.pop("params"), batch_stats=tree.pop("batch_stats"))
-    return TrainState(network=network, **tree)
+def _from_tree(tree: Mapping[str, Any]) -> TrainState:
+    network = Network(params=tree["params"], batch_stats=tree["batch_stats"])
+    return TrainState(
+        step=tree["step"],
+        network=network,
+        opt_state=tree["opt_state"],
+        noise_scale=tree.get("noise_scale"),
+    )

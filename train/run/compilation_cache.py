@@ -58,8 +58,10 @@ def _use(folder: Path) -> None:
 
 
 def _shrink(folder: Path) -> None:
-    """Delete the least recently used programs. JAX's own limit needs file locks, which some homes
-    lack."""
+    """Delete the least recently used programs.
+
+    JAX's own limit needs file locks, which some home folders lack.
+    """
     num_bytes = 0
     programs: list[tuple[os.stat_result, Path]] = []
     for path in folder.glob("*-cache"):

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train.config import Config
+from train.data.dataset import Dataset
 from train.data.images import decode
 from train.errors import DataError
-from train.plan import Plan
 from train.run.workdir import write_atomically
 from train.step.examples import INTACT, NO_LABEL
 
@@ -22,13 +23,16 @@ class CorruptImages:
     the step it resumes from.
 
     Args:
-        plan: plan of the run.
+        config: configuration of the run.
+        dataset: the run's data set.
         step: completed updates of the restored state.
         path: path of the list. Default: none is written.
     """
 
-    def __init__(self, plan: Plan, step: int = 0, path: Path | None = None) -> None:
-        self._plan, self._path = plan, path
+    def __init__(
+        self, config: Config, dataset: Dataset, step: int = 0, path: Path | None = None
+    ) -> None:
+        self._config, self._dataset, self._path = config, dataset, path
         self._lines: list[dict[str, Any]] = []
         if path is not None and path.exists():
             lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -61,7 +65,7 @@ class CorruptImages:
         Raises:
             DataError: if there are more than `max_corrupt_images`.
         """
-        split = self._plan.dataset.evaluation_split
+        split = self._dataset.evaluation_split
         self._add(step, split, np.flatnonzero(labels == NO_LABEL).tolist())
 
     def _add(self, step: int, split: str, indices: list[int]) -> None:
@@ -69,24 +73,24 @@ class CorruptImages:
         if new := [index for index in indices if (split, index) not in known]:
             self._lines += [{"step": step, **self._describe(split, index)} for index in new]
             self._write()
-        allowed = self._plan.config.machine.max_corrupt_images
+        allowed = self._config.machine.max_corrupt_images
         if indices and len(self) > allowed:
             last = self._lines[-1]
             name = "" if last["file_name"] is None else f" ({last['file_name']})"
             raise DataError(
-                f"{self._plan.dataset.name}, split '{last['split']}', image {last['index']}{name}: "
+                f"{self._dataset.name}, split '{last['split']}', image {last['index']}{name}: "
                 f"{last['reason']}; {len(self)} corrupt images exceed --max-corrupt-images "
                 f"{allowed}{f'; {self._path} lists them' if self._path else ''}"
             )
 
     def _describe(self, split: str, index: int) -> dict[str, Any]:
-        dataset = self._plan.dataset
+        dataset = self._dataset
         records = dataset.train if split == "train" else dataset.evaluation
         (record,) = records.__getitems__([index])
         name = record.get("file_name", record.get("id"))
         reason = "an image that could be decoded at a second attempt"
         try:
-            decode(record["image"], self._plan.config.experiment.num_channels)
+            decode(record["image"], self._config.experiment.num_channels)
         except ValueError as error:
             reason = str(error)
         return {

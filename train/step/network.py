@@ -5,15 +5,18 @@ Shapes: B images, S the side of the input, C channels.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import ArrayTree
 from flax import nnx
 
 from train.config import Experiment
 from train.model.resnet import ARCHITECTURES, ResNet
+
+Tree = Any
+"""Nested dictionaries with arrays as leaves."""
 
 
 @jax.tree_util.register_dataclass
@@ -21,12 +24,12 @@ from train.model.resnet import ARCHITECTURES, ResNet
 class Network:
     """Parameters and running averages of a network; trees of float32 arrays keyed by name."""
 
-    params: ArrayTree
-    batch_stats: ArrayTree
+    params: Tree
+    batch_stats: Tree
     """Running averages of batch normalization."""
 
 
-Forward = Callable[..., tuple[jax.Array, ArrayTree]]
+Forward = Callable[..., tuple[jax.Array, Tree]]
 """(Network, images, *, train: bool) -> logits (B, classes) and new batch statistics."""
 
 
@@ -46,9 +49,7 @@ def make_forward(experiment: Experiment, num_classes: int) -> Forward:
     """The forward pass as a pure function of the network's arrays and uint8 images (B, S, S, C)."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_network(experiment, num_classes)))
 
-    def forward(
-        network: Network, images: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, ArrayTree]:
+    def forward(network: Network, images: jax.Array, *, train: bool) -> tuple[jax.Array, Tree]:
         model = nnx.merge(graph, network.params, network.batch_stats)
         dtype = jnp.dtype(experiment.dtype)
         logits = model(normalize(images, experiment.mean, experiment.std, dtype), train=train)

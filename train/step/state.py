@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from chex import ArrayTree
 from flax import nnx
 
 from train.config import Experiment
 from train.errors import UsageError
-from train.step.network import Network, make_network
+from train.step.network import Network, Tree, make_network
 from train.step.noise_scale import NoiseScale, no_estimate
 from train.step.workers import Workers
 
@@ -78,7 +77,7 @@ def transplant(network: Network, into: TrainState) -> TrainState:
         UsageError: if any other array does not fit. The message names it and both shapes.
     """
 
-    def graft(fresh: ArrayTree, trained: ArrayTree) -> ArrayTree:
+    def graft(fresh: Tree, trained: Tree) -> Tree:
         by_name = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained)}
         names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(fresh)}
         if names != by_name.keys():
@@ -112,7 +111,7 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 
-def params_digest(params: ArrayTree) -> str:
+def params_digest(params: Tree) -> str:
     """SHA-256 of the parameters' bytes, in the order of their names."""
     digest = hashlib.sha256()
     for path, value in jax.tree_util.tree_leaves_with_path(params):

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from chex import ArrayTree
 
 from optax_warmup import current_learning_rate
 from train.config import Experiment, OnNonfinite
 from train.step.examples import INTACT, Examples
-from train.step.network import Network, make_forward
+from train.step.network import Network, Tree, make_forward
 from train.step.noise_scale import estimate, moved
 from train.step.state import TrainState
 from train.step.workers import Workers
@@ -25,7 +24,7 @@ from train.step.workers import Workers
 COMPILER_OPTIONS = {"TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"}}
 
 
-PartSums = tuple[ArrayTree, jax.Array, jax.Array]
+PartSums = tuple[Tree, jax.Array, jax.Array]
 """Share of the new batch statistics, number of errors, number of corrupt images."""
 
 
@@ -68,9 +67,7 @@ def make_train_step(
     """
     forward = make_forward(experiment, num_classes)
 
-    def loss_of_part(
-        params: ArrayTree, batch_stats: ArrayTree, part: Examples
-    ) -> tuple[jax.Array, PartSums]:
+    def loss_of_part(params: Tree, batch_stats: Tree, part: Examples) -> tuple[jax.Array, PartSums]:
         network = Network(params=params, batch_stats=batch_stats)
         logits, new_stats = forward(network, part.images, train=True)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, part.labels)
@@ -85,7 +82,7 @@ def make_train_step(
 
     def gradients_of_part(
         network: Network, part: Examples
-    ) -> tuple[tuple[jax.Array, PartSums], ArrayTree, jax.Array | None]:
+    ) -> tuple[tuple[jax.Array, PartSums], Tree, jax.Array | None]:
         outcome, gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
             network.params, network.batch_stats, part
         )
@@ -97,7 +94,7 @@ def make_train_step(
             gradients_of_part, state.network, minibatch
         )
         noise_scale = state.noise_scale
-        if noise_scale is not None:
+        if noise_scale is not None and squares is not None:
             squared_norm = optax.tree.norm(gradients, squared=True)
             new = estimate(squared_norm, squares, workers.num_parts, workers.batch_size)
             noise_scale = moved(noise_scale, new)
@@ -138,6 +135,6 @@ def make_train_step(
     )
 
 
-def _is_finite(tree: ArrayTree) -> jax.Array:
+def _is_finite(tree: Tree) -> jax.Array:
     """Whether every number in a tree of arrays is finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

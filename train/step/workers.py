@@ -8,7 +8,7 @@ normalization statistic crosses a device.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from train.config import Config
 from train.errors import UsageError
 
 AXIS = "data"
+
+Device = Any  # jax.Device, which JAX does not export as a type
 
 C = TypeVar("C")
 M = TypeVar("M")
@@ -87,9 +89,7 @@ class Workers:
             self.sharded, parts, (*shape, *rows.shape[1:])
         )
 
-    def sum_over_minibatch(
-        self, function: Callable[[C, M], T], constants: C, minibatch: M
-    ) -> T:
+    def sum_over_minibatch(self, function: Callable[[C, M], T], constants: C, minibatch: M) -> T:
         """Sum `function(constants, part)` over all parts of a minibatch with one all-reduce.
 
         Each device sums over its slices of the accumulation steps; only the total crosses devices.
@@ -129,9 +129,7 @@ class Workers:
 
         return self._on_each_device(on_one_device, PartitionSpec())(constants, minibatch)
 
-    def map_over_minibatch(
-        self, function: Callable[[C, M], T], constants: C, minibatch: M
-    ) -> T:
+    def map_over_minibatch(self, function: Callable[[C, M], T], constants: C, minibatch: M) -> T:
         """Apply `function(constants, part)` to every part and concatenate the per-image results.
 
         Args:
@@ -162,7 +160,7 @@ class Workers:
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def make_workers(config: Config, devices: Sequence[jax.Device] | None = None) -> Workers:
+def make_workers(config: Config, devices: Sequence[Device] | None = None) -> Workers:
     """Lay out the workers of a run over devices.
 
     Args:

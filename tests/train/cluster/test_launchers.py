@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from train.cluster.launchers import Launch, find_launch, join_processes
-from train.config import UsageError
+from train.errors import UsageError
 from train.recipes import digits
 
 # As seen under Open MPI 4.1 and SLURM 22.05.
@@ -151,6 +151,6 @@ def test_a_missing_package_is_named(
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UsageError, match=f"package {package}: install it") as error:
-        join_processes(digits())
+        join_processes(digits().machine)
     assert "--coordinator-address" in str(error.value)
     assert "\n" not in str(error.value)

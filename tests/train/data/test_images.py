@@ -1,7 +1,7 @@
-"""Decoding, augmentation, the evaluation crop and normalisation.
+"""Tests of decoding, augmentation, the evaluation crop and normalization.
 
-An image of coordinates has its row in the first channel and its column in the second, so that a
-crop of it says where it was taken.
+An image of coordinates holds the row in its first channel and the column in its second, so that a
+crop shows where it was taken.
 """
 
 import io
@@ -24,10 +24,13 @@ from PIL import Image
 
 from train.data import images
 from train.recipes import IMAGENET_MEAN, IMAGENET_STD
+from train.step.network import normalize
 
 sides = st.integers(1, 256)
 seeds = st.integers(0, 2**32 - 1)
 property_test = settings(deadline=None, derandomize=True, max_examples=200)
+
+CROP_FLIP = images.AUGMENTATIONS["crop-flip"]
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
@@ -55,14 +58,14 @@ def encode_by_opencv(ending: str, pixels: np.ndarray) -> bytes:
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:
-    """Smooth colours with some noise, as in a photograph; none of them black or white."""
+    """Smooth colors with some noise, as in a photograph; none is black or white."""
     rows, columns = np.indices((height, width)) / max(height, width, 2)
     smooth = np.stack([rows, columns, 1 - (rows + columns) / 2], axis=-1) * 200 + 30
     return (smooth + np.random.default_rng(0).normal(size=smooth.shape) * 4).astype(np.uint8)
 
 
 def two_colours(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
-    """An image of 16 x 32 pixels, large enough for JPEG's blocks not to blur its halves."""
+    """An image of 16 x 32 pixels, large enough that JPEG blocks do not blur its halves."""
     return np.array([[left] * 16 + [right] * 16] * 16, np.uint8)
 
 
@@ -88,12 +91,12 @@ def test_lossless_files_decode_to_their_pixels(
         ("L", {}),
     ],
 )
-def test_photos_decode_as_pillow_does(mode: str, options: dict[str, Any], num_channels: int):
+def test_photos_decode_as_in_pillow(mode: str, options: dict[str, Any], num_channels: int):
     encoded = encode(picture(), "JPEG", mode, quality=90, **options)
     decoded = images.decode(encoded, num_channels)
     with Image.open(io.BytesIO(encoded)) as file:
         if num_channels == 1:
-            file.draft("L", None)  # as it is stored, not by way of RGB
+            file.draft("L", None)  # the stored luminance, not converted from RGB
         expected = np.asarray(file.convert("L" if num_channels == 1 else "RGB"))
     assert decoded.shape == (48, 64, num_channels)
     np.testing.assert_allclose(decoded.astype(int), expected.reshape(decoded.shape), atol=1)
@@ -129,15 +132,13 @@ def paletted(**options: Any) -> bytes:
         (encode(np.asarray(PALETTE.convert("RGB")), "GIF"), np.asarray(PALETTE.convert("RGB"))),
     ],
     ids=[
-        "palette", "palette, one colour transparent", "palette with alpha", "PNG with alpha",
-        "WebP with alpha", "a colour that is transparent", "grey with alpha", "black and white",
-        "16-bit grey", "16-bit grey TIFF", "16-bit colour", "16-bit colour with alpha", "BMP",
+        "palette", "palette, one transparent color", "palette with alpha", "PNG with alpha",
+        "WebP with alpha", "one transparent color", "gray with alpha", "black and white",
+        "16-bit gray", "16-bit gray TIFF", "16-bit color", "16-bit color with alpha", "BMP",
         "TIFF", "GIF",
     ],
 )  # fmt: skip
-def test_files_without_loss_decode_to_8_bits_of_colour_or_grey(
-    encoded: bytes, expected: np.ndarray
-):
+def test_lossless_files_decode_to_8_bit_color_or_gray(encoded: bytes, expected: np.ndarray):
     colour = images.decode(encoded, num_channels=3)
     np.testing.assert_array_equal(colour, expected)
     grey = images.decode(encoded, num_channels=1)
@@ -147,7 +148,7 @@ def test_files_without_loss_decode_to_8_bits_of_colour_or_grey(
 
 
 def ycck(pixels: np.ndarray) -> bytes:
-    """As Photoshop writes it: less ink is more."""
+    """A YCCK file as Photoshop writes it, with inverted inks."""
     ink = 255 - np.asarray(Image.fromarray(pixels).convert("CMYK"))
     return simplejpeg.encode_jpeg(ink, 95, colorspace="CMYK", colorsubsampling="444")
 
@@ -160,7 +161,7 @@ def ycck(pixels: np.ndarray) -> bytes:
     ],
     ids=["CMYK", "YCCK"],
 )
-def test_photos_of_four_inks_have_their_colours(encoded: bytes):
+def test_cmyk_and_ycck_photos_keep_their_colors(encoded: bytes):
     decoded = images.decode(encoded, num_channels=3).astype(int)
     assert np.abs(decoded - picture()).mean() < 4
     opencv = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -173,21 +174,21 @@ def test_photos_of_four_inks_have_their_colours(encoded: bytes):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (10, 30_000), (30_000, 10)])
 def test_the_smallest_and_the_longest_images_decode(height: int, width: int, file_format: str):
     if file_format == "WEBP":
-        height, width = min(height, 16_383), min(width, 16_383)  # longer ones there are not
+        height, width = min(height, 16_383), min(width, 16_383)  # WebP's limit
     pixels = picture(height, width)
     decoded = images.decode(encode(pixels, file_format, quality=95), num_channels=3)
     assert decoded.shape == pixels.shape
     assert np.abs(decoded.astype(int) - pixels).mean() < 8
-    crop = images.augment(decoded, 32, "crop-flip", np.random.default_rng(0))
-    assert crop.shape == images.evaluation_crop(decoded, 32, "crop-flip").shape == (32, 32, 3)
+    crop = CROP_FLIP.augment(decoded, 32, np.random.default_rng(0))
+    assert crop.shape == CROP_FLIP.evaluation_crop(decoded, 32).shape == (32, 32, 3)
 
 
-def test_numbers_whose_white_is_not_known_are_refused():
-    with pytest.raises(ValueError, match="32 bits a pixel"):
+def test_32_bit_images_are_refused():
+    with pytest.raises(ValueError, match="32 bits per channel"):
         images.decode(encode(picture()[..., 0].astype(np.float32), "TIFF"), num_channels=3)
 
 
-def test_colours_come_in_the_order_of_rgb():
+def test_color_channels_are_in_rgb_order():
     encoded = encode(two_colours(RED, BLUE), "JPEG", quality=95, subsampling=0)
     decoded = images.decode(encoded, num_channels=3)
     assert decoded.shape == (16, 32, 3)
@@ -196,7 +197,7 @@ def test_colours_come_in_the_order_of_rgb():
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
-def test_a_grey_file_decodes_to_as_many_channels_as_are_asked_for(file_format: str):
+def test_a_gray_file_decodes_to_the_requested_number_of_channels(file_format: str):
     pixels = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 16, axis=0)
     encoded = encode(pixels, file_format)
     grey = images.decode(encoded, num_channels=1)
@@ -207,15 +208,15 @@ def test_a_grey_file_decodes_to_as_many_channels_as_are_asked_for(file_format: s
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
-def test_a_colour_file_becomes_grey_by_luminance(file_format: str):
+def test_a_color_file_is_converted_to_gray_by_luminance(file_format: str):
     grey = images.decode(encode(two_colours(RED, GREEN), file_format), num_channels=1)
     assert grey.shape == (16, 32, 1)
     # ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B
     np.testing.assert_allclose(grey[8, [0, -1], 0].astype(int), [75, 147], atol=5)
 
 
-# Where the pixel that was stored first is shown (EXIF 2.32, tag 0x0112), and whether height and
-# width change places.
+# Corner in which the first stored pixel is displayed (EXIF 2.32, tag 0x0112), and whether height
+# and width are swapped.
 EXIF_ORIENTATIONS = {
     1: ("top left", False), 2: ("top right", False), 3: ("bottom right", False),
     4: ("bottom left", False), 5: ("top left", True), 6: ("top right", True),
@@ -226,7 +227,7 @@ EXIF_ORIENTATIONS = {
 @pytest.mark.parametrize("num_channels", [1, 3])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", EXIF_ORIENTATIONS)
-def test_a_photo_is_turned_as_its_exif_tag_says(
+def test_a_photo_is_turned_by_its_exif_orientation(
     orientation: int, file_format: str, num_channels: int
 ):
     corner, turned = EXIF_ORIENTATIONS[orientation]
@@ -239,11 +240,11 @@ def test_a_photo_is_turned_as_its_exif_tag_says(
     assert decoded.shape[:2] == ((32, 16) if turned else (16, 32))
     row, column = -1 if "bottom" in corner else 0, -1 if "right" in corner else 0
     assert decoded[row, column].min() > 240
-    assert decoded.astype(float).mean() < 50  # a quarter of the half that the corner is in
+    assert decoded.astype(float).mean() < 50  # the bright corner is an eighth of the image
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\x99" * 24, b"Exif\0\0II*\0\x08\0\0\0\x09"])
-def test_broken_metadata_make_no_broken_image(exif: bytes):
+def test_broken_metadata_does_not_break_the_image(exif: bytes):
     whole = encode(picture(), "JPEG")
     segment = b"\xff\xe1" + (2 + len(exif)).to_bytes(2, "big") + exif
     decoded = images.decode(whole[:2] + segment + whole[2:], num_channels=3)
@@ -267,8 +268,8 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("encoded", WHOLE.values(), ids=WHOLE)
-def test_a_truncated_file_never_gives_other_pixels(encoded: bytes):
-    """An error, but for the last bytes of a PNG or GIF, which hold no pixels."""
+def test_a_truncated_file_never_decodes_to_different_pixels(encoded: bytes):
+    """Truncation is an error, except in the last bytes of a PNG or GIF, which hold no pixels."""
     whole = images.decode(encoded, num_channels=3)
     for length in {*range(0, len(encoded), 41), *range(len(encoded) - 24, len(encoded))}:
         try:
@@ -280,7 +281,7 @@ def test_a_truncated_file_never_gives_other_pixels(encoded: bytes):
 
 
 @pytest.mark.parametrize("name", ["JPEG", "progressive", "in parts", "CMYK"])
-def test_a_jpeg_without_its_end_is_truncated(name: str):
+def test_a_jpeg_without_its_end_marker_is_refused(name: str):
     with pytest.raises(ValueError, match=r"(?i)truncated|premature end"):
         images.decode(WHOLE[name][:-2], num_channels=3)
 
@@ -301,14 +302,14 @@ REVISION = JPEG.index(b"JFIF\0") + 5
     ],
     ids=["after the end", "twice", "before the end", "between segments", "revision", "bad profile"],
 )
-def test_harmless_oddities_of_real_photos_are_no_damage(encoded: bytes):
+def test_harmless_oddities_of_real_photos_are_accepted(encoded: bytes):
     for channels in (1, 3):
         np.testing.assert_array_equal(
             images.decode(encoded, channels), images.decode(JPEG, channels)
         )
 
 
-def test_damage_that_a_jpeg_shows_is_an_error():
+def test_detectable_jpeg_damage_is_an_error():
     bad_codes = JPEG[: START_OF_SCAN + 200] + b"\xff\0" * 99 + JPEG[START_OF_SCAN + 400 :]
     in_parts = WHOLE["in parts"]
     first, second, third = (m.start() for m in re.finditer(rb"\xff[\xd0-\xd2]", in_parts))
@@ -333,7 +334,7 @@ def png_of_claimed_size(width: int, height: int) -> bytes:
 
 
 DOT = np.zeros((1, 1, 3), np.uint8)
-# Files of some hundred bytes whose headers promise 60,000 x 60,000 pixels, or as many as can be.
+# Files of a few hundred bytes whose headers claim 60,000 x 60,000 pixels, or the format's maximum.
 BOMBS = {
     "PNG": png_of_claimed_size(60_000, 60_000),
     "JPEG": with_bytes(encode(DOT, "JPEG"), b"\xff\xc0", 5, b"\xea\x60" * 2),
@@ -359,13 +360,13 @@ def test_a_decompression_bomb_is_refused(encoded: bytes, num_channels: int):
     ids=["empty", "one byte", "text", "magic alone", "cut in a header", "cut in PNG's header"],
 )
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_rubbish_is_a_value_error_that_tells_its_size(encoded: bytes, num_channels: int):
+def test_garbage_is_a_value_error_that_reports_its_size(encoded: bytes, num_channels: int):
     with pytest.raises(ValueError, match=rf"^not an image .*\({len(encoded)} bytes\)$"):
         images.decode(encoded, num_channels)
 
 
-# Run by itself, so that a crash or a hang of native code ends this process and not the tests. Its
-# arguments are the number of files to make, and a folder with whole files and with bombs.
+# Runs in its own process, so that a crash or a hang of native code does not take the tests down.
+# Arguments: the number of files to generate, and a folder of intact files and bombs.
 FUZZ = """
 import faulthandler, pathlib, resource, sys
 import numpy as np
@@ -431,15 +432,15 @@ for seed in range(number):
     height, width, found = image.shape
     assert image.dtype == np.uint8 and found == channels
     assert 1 <= height * width <= images.MAX_PIXELS
-    augmented = images.augment(image, 16, "crop-flip", rng)
-    evaluated = images.evaluation_crop(image, 16, "crop-flip")
+    crop_flip = images.AUGMENTATIONS["crop-flip"]
+    augmented, evaluated = crop_flip.augment(image, 16, rng), crop_flip.evaluation_crop(image, 16)
     assert augmented.shape == evaluated.shape == (16, 16, channels)
     decoded += 1
 print(decoded, refused)
 """
 
 
-def test_mutated_files_give_an_image_or_the_error(tmp_path: Path):
+def test_mutated_files_decode_or_raise_the_error(tmp_path: Path):
     small = picture(20, 33)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -482,7 +483,7 @@ def test_mutated_files_give_an_image_or_the_error(tmp_path: Path):
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]), seeds)
 @property_test
-def test_shrinking_takes_the_mean_over_areas(rows: int, columns: int, channels: int, seed: int):
+def test_shrinking_averages_over_areas(rows: int, columns: int, channels: int, seed: int):
     rng = np.random.default_rng(seed)
     image = rng.integers(256, size=(5 * rows, 4 * columns, channels), dtype=np.uint8)
     means = image.reshape(5, rows, 4, columns, channels).astype(float).mean(axis=(1, 3))
@@ -492,8 +493,8 @@ def test_shrinking_takes_the_mean_over_areas(rows: int, columns: int, channels: 
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_one_side_is_averaged_also_where_the_other_grows(transposed: bool):
-    """A panorama of stripes becomes even, where taking single pixels would give stripes again."""
+def test_a_shrinking_side_is_averaged_even_if_the_other_grows(transposed: bool):
+    """The stripes of a panorama average out; sampling single pixels would give stripes again."""
     stripes = np.zeros((10, 30_000, 1), np.uint8)
     stripes[:, ::2] = 255
     image = stripes.transpose(1, 0, 2) if transposed else stripes
@@ -503,7 +504,7 @@ def test_one_side_is_averaged_also_where_the_other_grows(transposed: bool):
 
 @given(sides, sides, seeds)
 @property_test
-def test_a_random_crop_lies_inside_with_area_and_ratio_in_range(height: int, width: int, seed: int):
+def test_a_random_crop_lies_inside_at_a_valid_area_and_ratio(height: int, width: int, seed: int):
     crop = images.random_resized_crop(coordinates(height, width), 256, np.random.default_rng(seed))
     assert crop.shape == (256, 256, 2)
     assert crop.dtype == np.uint8
@@ -512,16 +513,16 @@ def test_a_random_crop_lies_inside_with_area_and_ratio_in_range(height: int, wid
     assert 0 <= left <= right < width
     crop_height, crop_width = bottom - top + 1, right - left + 1
     if crop_height == crop_width == min(height, width):
-        return  # the central square, where nothing else fits
-    # Each side is rounded to a whole pixel, which moves it by half of one at most.
+        return  # the central square, if nothing else fits
+    # Rounding to a whole pixel changes each side by at most half a pixel.
     assert (crop_height + 0.5) * (crop_width + 0.5) >= 0.08 * height * width
     assert (crop_height - 0.5) * (crop_width - 0.5) <= height * width
     assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
     assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
 
 
-def test_random_crops_fill_the_ranges_of_the_paper():
-    """Uniform areas from 8 % to 100 %, and ratios from 3/4 to 4/3, as likely wide as high."""
+def test_random_crops_cover_the_ranges_of_the_paper():
+    """Areas are uniform from 8 % to 100 %; ratios from 3/4 to 4/3 are as often wide as tall."""
     image = coordinates(200, 250)
     crops = [
         images.random_resized_crop(image, 256, np.random.default_rng(seed)) for seed in range(2000)
@@ -529,7 +530,7 @@ def test_random_crops_fill_the_ranges_of_the_paper():
     edges = np.array([rectangle(crop) for crop in crops], float)
     heights, widths = edges[:, 1] - edges[:, 0] + 1, edges[:, 3] - edges[:, 2] + 1
     areas, ratios = heights * widths / (200 * 250), widths / heights
-    # Nearly all of the areas fit below a half, so of those a third is below (0.08 + 0.42/3).
+    # Nearly all areas below one half fit, so a third of these is below 0.08 + 0.42/3.
     below_half = areas[areas < 0.5]
     assert 0.25 < (below_half < 0.08 + 0.42 / 3).mean() < 0.42
     assert areas.min() < 0.1
@@ -537,18 +538,18 @@ def test_random_crops_fill_the_ranges_of_the_paper():
     assert (heights.max(), widths.max()) == (200, 250)
     assert ratios.min() < 0.78
     assert ratios.max() > 1.28
-    small = areas < 0.3  # small ones fit whatever their ratio
+    small = areas < 0.3  # small crops fit at any ratio
     assert 0.4 < (ratios[small] > 1).mean() < 0.6
-    # They reach each edge of the image, also those that do not fill it.
+    # Even crops that do not fill the image reach each of its edges.
     narrow = edges[(heights < 100) & (widths < 100)]
     assert narrow.min(axis=0)[[0, 2]].tolist() == [0, 0]
     assert narrow.max(axis=0)[[1, 3]].tolist() == [199, 249]
-    # The central square is for the one in 10**5 where ten rectangles in a row do not fit.
+    # The central square is used once in 10**5 times, after ten rectangles that do not fit.
     assert not ((heights == 200) & (widths == 200)).any()
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 255), (255, 8)])
-def test_where_no_rectangle_fits_the_central_square_is_taken(height: int, width: int):
+def test_the_central_square_is_used_if_no_rectangle_fits(height: int, width: int):
     crop = images.random_resized_crop(coordinates(height, width), 256, np.random.default_rng(0))
     start = (255 - 8) // 2
     expected = (0, 7, start, start + 7) if width == 255 else (start, start + 7, 0, 7)
@@ -562,13 +563,11 @@ def is_mirrored(image: np.ndarray) -> bool:
 @pytest.mark.parametrize(
     ("augmentation", "share"), [("crop-flip", 0.5), ("shift-flip", 0.5), ("shift", 0)]
 )
-def test_half_of_the_images_are_mirrored_where_a_flip_is_asked_for(
-    augmentation: images.Augmentation, share: float
-):
+def test_a_flip_mirrors_half_of_the_images(augmentation: images.AugmentationName, share: float):
     image = coordinates(64, 64) + np.uint8(1)
+    augment = images.AUGMENTATIONS[augmentation].augment
     augmented = [
-        images.augment(image, 64, augmentation, np.random.default_rng(seed))[10:-10, 10:-10]
-        for seed in range(400)
+        augment(image, 64, np.random.default_rng(seed))[10:-10, 10:-10] for seed in range(400)
     ]
     mirrored = [is_mirrored(crop) for crop in augmented]
     assert abs(np.mean(mirrored) - share) <= (0.1 if share else 0)
@@ -577,7 +576,7 @@ def test_half_of_the_images_are_mirrored_where_a_flip_is_asked_for(
 
 
 @pytest.mark.parametrize(("size", "pad"), [(8, 1), (28, 3)])
-def test_shifts_cover_all_offsets_and_bring_in_zeros(size: int, pad: int):
+def test_shifts_cover_all_offsets_and_pad_with_zeros(size: int, pad: int):
     image = coordinates(size, size) + np.uint8(1)
     padded = np.zeros((size + 2 * pad, size + 2 * pad, 2), np.uint8)
     padded[pad:-pad, pad:-pad] = image
@@ -593,26 +592,27 @@ def test_shifts_cover_all_offsets_and_bring_in_zeros(size: int, pad: int):
 
 @given(
     sides, sides, st.sampled_from([1, 3]), st.integers(8, 64),
-    st.sampled_from(get_args(images.Augmentation)), seeds,
+    st.sampled_from(get_args(images.AugmentationName)), seeds,
 )  # fmt: skip
 @property_test
-def test_any_image_becomes_a_square_of_the_size_asked_for(
+def test_any_image_becomes_a_square_of_the_requested_size(
     height: int, width: int, channels: int, size: int, augmentation: Any, seed: int
 ):
     image = np.full((height, width, channels), 7, np.uint8)
-    augmented = images.augment(image, size, augmentation, np.random.default_rng(seed))
-    evaluated = images.evaluation_crop(image, size, augmentation)
+    kind = images.AUGMENTATIONS[augmentation]
+    augmented = kind.augment(image, size, np.random.default_rng(seed))
+    evaluated = kind.evaluation_crop(image, size)
     assert augmented.shape == evaluated.shape == (size, size, channels)
     assert augmented.dtype == evaluated.dtype == np.uint8
-    assert (evaluated == 7).all()  # an evaluation image has no padding
+    assert (evaluated == 7).all()  # evaluation images are not padded
     if augmentation == "crop-flip":
         assert (augmented == 7).all()
 
 
-def test_augmentation_is_a_function_of_its_generator():
+def test_augmentation_depends_only_on_its_generator():
     image = coordinates(50, 60)
     once, again, other = (
-        images.augment(image, 32, "crop-flip", np.random.default_rng(seed)) for seed in (3, 3, 4)
+        CROP_FLIP.augment(image, 32, np.random.default_rng(seed)) for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(once, again)
     assert (once != other).any()
@@ -620,14 +620,14 @@ def test_augmentation_is_a_function_of_its_generator():
 
 def test_an_image_of_256_pixels_is_evaluated_on_its_central_224():
     image = np.random.default_rng(0).integers(256, size=(256, 300, 3), dtype=np.uint8)
-    crop = images.evaluation_crop(image, 224, "crop-flip")
+    crop = CROP_FLIP.evaluation_crop(image, 224)
     np.testing.assert_array_equal(crop, image[16:240, 38:262])
 
 
 @given(sides, sides)
 @property_test
 def test_the_evaluation_crop_is_central(height: int, width: int):
-    crop = images.evaluation_crop(coordinates(height, width), 256, "crop-flip")
+    crop = CROP_FLIP.evaluation_crop(coordinates(height, width), 256)
     top, bottom, left, right = rectangle(crop)
     side = bottom - top + 1
     assert right - left + 1 == side
@@ -638,29 +638,31 @@ def test_the_evaluation_crop_is_central(height: int, width: int):
 
 def test_small_images_are_evaluated_whole():
     image = coordinates(28, 28)
-    np.testing.assert_array_equal(images.evaluation_crop(image, 28, "shift-flip"), image)
+    np.testing.assert_array_equal(
+        images.AUGMENTATIONS["shift-flip"].evaluation_crop(image, 28), image
+    )
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [(IMAGENET_MEAN, IMAGENET_STD), ((0.3,), (0.38,))], ids=["colour", "grey"]
+    ("mean", "std"), [(IMAGENET_MEAN, IMAGENET_STD), ((0.3,), (0.38,))], ids=["color", "gray"]
 )
-def test_normalize_is_the_distance_from_the_mean_in_deviations(
+def test_normalize_subtracts_the_mean_and_divides_by_the_deviation(
     mean: tuple[float, ...], std: tuple[float, ...]
 ):
     every_value = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, len(mean)))
     pixels = every_value.reshape(2, 8, 16, len(mean))
     expected = (pixels / 255 - np.asarray(mean)) / np.asarray(std)
-    got = jax.jit(lambda x: images.normalize(x, mean, std, jnp.dtype(jnp.float32)))(pixels)
+    got = jax.jit(lambda x: normalize(x, mean, std, jnp.dtype(jnp.float32)))(pixels)
     assert got.dtype == jnp.float32
-    # Relative to a deviation, because a value may lie on the mean.
+    # The absolute tolerance is needed because a value may equal the mean.
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_normalize_rounds_to_bfloat16_only_at_the_end():
     pixels = np.arange(256, dtype=np.uint8).reshape(256, 1)
     expected = (np.arange(256) / 255 - 0.3)[:, None] / 0.38
-    got = images.normalize(jnp.asarray(pixels), (0.3,), (0.38,), jnp.dtype(jnp.bfloat16))
+    got = normalize(jnp.asarray(pixels), (0.3,), (0.38,), jnp.dtype(jnp.bfloat16))
     assert got.dtype == jnp.bfloat16
-    # Half a unit in the last of bfloat16's 8 places. At the mean, bfloat16 arithmetic would lose
-    # all of them.
+    # Half a unit in the last of bfloat16's 8 significant bits; near the mean, bfloat16 arithmetic
+    # would lose all of them.
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=2**-8)

@@ -19,19 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core import registered
 
-from train.config import Config, DataError, UsageError
-from train.data.images import evaluation_crop
-from train.data.minibatches import (
-    NO_LABEL,
-    SOUND,
-    Dataset,
-    Examples,
-    epoch_order,
-    evaluation_minibatches,
-    open_dataset,
-    training_minibatches,
-)
+from train.config import Config
+from train.data.dataset import Dataset, open_dataset
+from train.data.images import AUGMENTATIONS
+from train.data.minibatches import epoch_order, evaluation_minibatches, training_minibatches
+from train.errors import DataError, UsageError
+from train.plan import make_plan
 from train.recipes import digits
+from train.step.examples import INTACT, NO_LABEL, Examples
 from train.step.workers import Workers, make_workers
 
 REPOSITORY = Path(__file__).parents[3]
@@ -68,7 +63,7 @@ def numbered(num_train: int = 37, num_evaluation: int = 13) -> Dataset:
 
 def small_config(**changes: Any) -> Config:
     """Minibatches of k = 4 times n = 3: three steps an epoch of 37 images."""
-    return dataclasses.replace(digits(), num_workers=4, batch_size_per_worker=3, **changes)
+    return digits().replace(num_workers=4, batch_size_per_worker=3, **changes)
 
 
 def workers_of(config: Config, num_devices: int = 1) -> Workers:
@@ -105,7 +100,7 @@ def training_steps(
     config: Config, first: int, last: int, workers: Workers | None = None
 ) -> list[Examples]:
     workers = workers or workers_of(config)
-    minibatches = training_minibatches(numbered(), config, workers, first, last)
+    minibatches = training_minibatches(make_plan(config, numbered(), workers), first, last)
     return [in_order_of_workers(rows, workers) for rows in minibatches]
 
 
@@ -116,7 +111,9 @@ def assert_same(left: Examples, right: Examples) -> None:
 
 def augmented(config: Config, epoch: int) -> dict[int, bytes]:
     """What became of each example in an epoch of 36 images."""
-    steps_per_epoch = 37 // (config.num_workers * config.batch_size_per_worker)
+    steps_per_epoch = 37 // (
+        config.experiment.num_workers * config.experiment.batch_size_per_worker
+    )
     steps = training_steps(config, epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
     return {
         int(label): image.tobytes()
@@ -216,9 +213,7 @@ def test_augmentation_depends_on_seed_epoch_and_example_alone():
     config = small_config(seed=1)
     once = augmented(config, epoch=1)
     for k, n in [(12, 1), (1, 12), (2, 9)]:
-        other = augmented(
-            dataclasses.replace(config, num_workers=k, batch_size_per_worker=n), epoch=1
-        )
+        other = augmented(config.replace(num_workers=k, batch_size_per_worker=n), epoch=1)
         assert once == other
 
 
@@ -244,7 +239,7 @@ def test_examples_of_one_epoch_are_augmented_differently():
 def test_each_evaluation_example_comes_once_and_the_rest_is_padding(num_evaluation: int):
     dataset, config = numbered(num_evaluation=num_evaluation), small_config()
     workers = workers_of(config)
-    minibatches = list(evaluation_minibatches(dataset, config, workers))
+    minibatches = list(evaluation_minibatches(make_plan(config, dataset, workers)))
     assert len(minibatches) == -(-num_evaluation // 12)
     assert all(rows.images.shape == (12, 8, 8, 1) for rows in minibatches)
     assert all(rows.images.dtype == np.uint8 for rows in minibatches)
@@ -261,7 +256,9 @@ def test_hosts_share_the_evaluation_examples():
     labels = [
         rows.labels
         for fed_here in [(0, 2), (3,), (1,)]
-        for rows in evaluation_minibatches(dataset, config, as_host(workers_of(config), fed_here))
+        for rows in evaluation_minibatches(
+            make_plan(config, dataset, as_host(workers_of(config), fed_here))
+        )
     ]
     seen = np.concatenate(labels)
     assert len(seen) == 36
@@ -271,9 +268,9 @@ def test_hosts_share_the_evaluation_examples():
 def test_evaluation_images_are_cropped_as_the_recipe_says():
     dataset = numbered(num_evaluation=5)
     config = small_config(augmentation="crop-flip", image_size=16)
-    (rows,) = evaluation_minibatches(dataset, config, workers_of(config))
+    (rows,) = evaluation_minibatches(make_plan(config, dataset, workers_of(config)))
     for image, pixels in zip(rows.images[:5], Numbered(5).pixels, strict=True):
-        np.testing.assert_array_equal(image, evaluation_crop(pixels, 16, "crop-flip"))
+        np.testing.assert_array_equal(image, AUGMENTATIONS["crop-flip"].evaluation_crop(pixels, 16))
 
 
 def test_real_digits_arrive_as_uint8_images_and_int32_labels(
@@ -281,7 +278,7 @@ def test_real_digits_arrive_as_uint8_images_and_int32_labels(
 ):
     config = digits_config(num_workers=4, batch_size_per_worker=3)
     dataset, workers = open_dataset(config), workers_of(config)
-    for rows in training_minibatches(dataset, config, workers, 0, 2):
+    for rows in training_minibatches(make_plan(config, dataset, workers), 0, 2):
         assert (rows.images.shape, rows.images.dtype) == ((12, 8, 8, 1), np.uint8)
         assert (rows.labels.shape, rows.labels.dtype) == ((12,), np.int32)
         assert 0 <= rows.labels.min() <= rows.labels.max() <= 9
@@ -313,12 +310,12 @@ def test_another_image_takes_the_place_of_a_damaged_one():
     pixels = Numbered(37).pixels
     replacements = []
     for rows, sound in zip(
-        training_minibatches(broken({7, 20}), config, workers, 0, 9),
-        training_minibatches(numbered(), config, workers, 0, 9),
+        training_minibatches(make_plan(config, broken({7, 20}), workers), 0, 9),
+        training_minibatches(make_plan(config, numbered(), workers), 0, 9),
         strict=True,
     ):
         damaged = np.isin(sound.labels, [7, 20])
-        np.testing.assert_array_equal(rows.corrupt, np.where(damaged, sound.labels, SOUND))
+        np.testing.assert_array_equal(rows.corrupt, np.where(damaged, sound.labels, INTACT))
         np.testing.assert_array_equal(rows.labels[~damaged], sound.labels[~damaged])
         np.testing.assert_array_equal(rows.images[~damaged], sound.images[~damaged])
         for image, label in zip(rows.images[damaged], rows.labels[damaged], strict=True):
@@ -334,9 +331,11 @@ def test_a_replacement_depends_on_seed_epoch_and_example_alone():
     def replaced(config: Config, workers: Workers, first: int, last: int) -> set[Any]:
         return {
             (int(example), int(label), image.tobytes())
-            for rows in training_minibatches(broken({7, 20}), config, workers, first, last)
+            for rows in training_minibatches(
+                make_plan(config, broken({7, 20}), workers), first, last
+            )
             for image, label, example in zip(*rows, strict=True)
-            if example != SOUND
+            if example != INTACT
         }
 
     config = small_config(seed=4)
@@ -346,15 +345,17 @@ def test_a_replacement_depends_on_seed_epoch_and_example_alone():
     assert set.union(*(replaced(config, host, 0, 9) for host in hosts)) == whole
     parts = [replaced(config, workers_of(config), *steps) for steps in [(0, 4), (4, 9)]]
     assert set.union(*parts) == whole
-    other = dataclasses.replace(config, num_workers=12, batch_size_per_worker=1)
+    other = config.replace(num_workers=12, batch_size_per_worker=1)
     assert replaced(other, workers_of(other), 0, 9) == whole
-    another_seed = dataclasses.replace(config, seed=5)
+    another_seed = config.replace(seed=5)
     assert not replaced(another_seed, workers_of(another_seed), 0, 9) & whole
 
 
 def test_a_damaged_image_is_left_out_of_an_evaluation():
     config = small_config()
-    minibatches = list(evaluation_minibatches(broken({0, 5, 12}), config, workers_of(config)))
+    minibatches = list(
+        evaluation_minibatches(make_plan(config, broken({0, 5, 12}), workers_of(config)))
+    )
     labels, corrupt = (
         np.concatenate([getattr(rows, name) for rows in minibatches])
         for name in ("labels", "corrupt")
@@ -362,7 +363,7 @@ def test_a_damaged_image_is_left_out_of_an_evaluation():
     is_damaged = np.isin(np.arange(24), [0, 5, 12])
     is_left_out = is_damaged | (np.arange(24) >= 13)
     np.testing.assert_array_equal(labels, np.where(is_left_out, NO_LABEL, np.arange(24)))
-    np.testing.assert_array_equal(corrupt, np.where(is_damaged, np.arange(24), SOUND))
+    np.testing.assert_array_equal(corrupt, np.where(is_damaged, np.arange(24), INTACT))
 
 
 def test_a_data_set_with_no_image_that_can_be_decoded_is_told_so():
@@ -370,7 +371,7 @@ def test_a_data_set_with_no_image_that_can_be_decoded_is_told_so():
     with pytest.raises(
         DataError, match=r"^image \d+ of the split 'train' of numbered is not an ima"
     ):
-        list(training_minibatches(nothing, config, workers_of(config), 0, 6))
+        list(training_minibatches(make_plan(config, nothing, workers_of(config)), 0, 6))
 
 
 IMAGE = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
@@ -513,15 +514,16 @@ def test_a_format_without_random_access_is_told_which_has_it(tmp_path: Path):
 READ_DIGITS = """
 import dataclasses, pathlib, sys
 import train.__main__, train.loop
-from train.data.minibatches import evaluation_minibatches, open_dataset, training_minibatches
+from train.data.minibatches import evaluation_minibatches, training_minibatches
+from train.data.dataset import open_dataset
 from train.recipes import digits
 from train.step.workers import make_workers
 
-config = dataclasses.replace(digits(), data_dir=pathlib.Path(sys.argv[1]))
+config = digits().replace(data_dir=pathlib.Path(sys.argv[1]))
 dataset, workers = open_dataset(config), make_workers(config)
-minibatches = training_minibatches(dataset, config, workers, 0, 1)
+minibatches = training_minibatches(make_plan(config, dataset, workers), 0, 1)
 print(sum(len(rows.labels) for rows in minibatches))
-print(sum(len(rows.labels) for rows in evaluation_minibatches(dataset, config, workers)))
+print(sum(len(rows.labels) for rows in evaluation_minibatches(make_plan(config, dataset, workers))))
 print(sorted(name for name in sys.modules if name.split(".")[0] == "tensorflow"))
 """
 

@@ -1,6 +1,5 @@
 """Reading ahead: the same bytes however it is done, within bounds, and ended with the run."""
 
-import dataclasses
 import gc
 import hashlib
 import itertools
@@ -20,15 +19,12 @@ import numpy as np
 import pytest
 
 from train.config import Config
-from train.data.minibatches import (
-    Dataset,
-    Examples,
-    epoch_order,
-    open_dataset,
-    training_minibatches,
-)
+from train.data.dataset import Dataset, open_dataset
+from train.data.minibatches import epoch_order, training_minibatches
 from train.data.reader import on_devices, reader_processes, reader_threads
+from train.plan import Plan, make_plan
 from train.recipes import digits, imagenet
+from train.step.examples import Examples
 from train.step.workers import Workers, make_workers
 
 REPOSITORY = Path(__file__).parents[3]
@@ -56,13 +52,18 @@ class Photographs:
 def opened(num_examples: int = 100, **changes: Any) -> tuple[Dataset, Config, Workers]:
     """Photographs of which k = 4 workers take n = 5 each: five steps an epoch of 100."""
     defaults = {"num_workers": 4, "batch_size_per_worker": 5, "image_size": 16}
-    config = dataclasses.replace(imagenet(), **defaults | changes)
+    config = imagenet().replace(**defaults | changes)
     photographs = Photographs(num_examples)
     classes = [str(label) for label in range(1000)]
     dataset = Dataset(
         name="photographs", class_names=classes, train=photographs, evaluation=photographs
     )
     return dataset, config, make_workers(config, jax.devices()[:1])
+
+
+def planned(**changes: Any) -> Plan:
+    dataset, config, workers = opened(**changes)
+    return make_plan(config, dataset, workers)
 
 
 def digest(minibatches: Iterable[Examples]) -> str:
@@ -83,7 +84,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 def test_100_minibatches_are_byte_identical_for_any_number_of_threads():
     digests = {
-        digest(training_minibatches(*opened(num_reader_threads=threads), 0, 100))
+        digest(training_minibatches(planned(num_reader_threads=threads), 0, 100))
         for threads in (1, 2, 4)
     }
     assert len(digests) == 1
@@ -92,9 +93,11 @@ def test_100_minibatches_are_byte_identical_for_any_number_of_threads():
 def test_a_late_start_reads_nothing_before_it():
     """Whatever took time for each step before would never come to an end."""
     dataset, config, workers = opened()
-    (rows,) = training_minibatches(dataset, config, workers, 10**15, 10**15 + 1)
+    (rows,) = training_minibatches(make_plan(config, dataset, workers), 10**15, 10**15 + 1)
     assert rows.images.shape == (20, 16, 16, 3)
-    order = epoch_order(config.seed, 10**15 // 5, 100)  # 10**15 is the first of its epoch's steps
+    order = epoch_order(
+        config.experiment.seed, 10**15 // 5, 100
+    )  # 10**15 is the first of its epoch's steps
     np.testing.assert_array_equal(rows.labels, order[:20])
     assert dataset.train.num_reads == 20  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -103,7 +106,7 @@ def test_a_late_start_reads_nothing_before_it():
 def test_no_more_is_read_ahead_than_asked_for(prefetch_steps: int):
     dataset, config, workers = opened(num_reader_threads=1, prefetch_steps=prefetch_steps)
     photographs: Any = dataset.train
-    minibatches = training_minibatches(dataset, config, workers, 0, 100)
+    minibatches = training_minibatches(make_plan(config, dataset, workers), 0, 100)
     next(minibatches)
     assert eventually(lambda: photographs.num_reads == 20 * (1 + prefetch_steps))
     time.sleep(0.2)
@@ -117,7 +120,9 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc is Linux's")
 def test_memory_stays_flat_over_20_000_images():
     dataset, config, workers = opened(num_examples=20 * 1300, batch_size_per_worker=50)
-    minibatches = on_devices(training_minibatches(dataset, config, workers, 0, 130), workers)
+    minibatches = on_devices(
+        training_minibatches(make_plan(config, dataset, workers), 0, 130), workers
+    )
 
     def resident_after(num_images: int) -> int:
         for minibatch in itertools.islice(minibatches, num_images // 200):
@@ -144,13 +149,13 @@ def numbered_rows(workers: Workers, number: int) -> Iterator[Rows]:
 
 
 def test_devices_get_every_minibatch_in_order():
-    config = dataclasses.replace(imagenet(), num_workers=8, batch_size_per_worker=2)
+    config = imagenet().replace(num_workers=8, batch_size_per_worker=2)
     workers = make_workers(config, jax.devices()[:4])
     on_their_way: Iterator[Any] = on_devices(numbered_rows(workers, 5), workers)
     for fed, rows in zip(on_their_way, numbered_rows(workers, 5), strict=True):
         assert fed._fields == ("images", "labels")
         for column, array in zip(rows, fed, strict=True):
-            assert array.sharding.is_equivalent_to(workers.divided, array.ndim)
+            assert array.sharding.is_equivalent_to(workers.sharded, array.ndim)
             np.testing.assert_array_equal(np.asarray(array).reshape(column.shape), column)
 
 
@@ -175,7 +180,9 @@ def test_two_minibatches_are_on_their_way_while_one_is_used():
 def test_closing_ends_what_reads_ahead():
     dataset, config, workers = opened(num_reader_threads=3)
     before = set(threading.enumerate())
-    fed: Any = on_devices(training_minibatches(dataset, config, workers, 0, 10**6), workers)
+    fed: Any = on_devices(
+        training_minibatches(make_plan(config, dataset, workers), 0, 10**6), workers
+    )
     next(fed)
     readers = set(threading.enumerate()) - before
     assert len(readers) >= 4
@@ -199,13 +206,13 @@ def test_an_error_while_reading_ahead_comes_in_its_place():
 
 def test_there_are_as_many_threads_as_cores_that_may_be_used():
     allowed = os.sched_getaffinity(0)
-    assert reader_threads(imagenet()) <= len(allowed)
+    assert reader_threads(imagenet().machine) <= len(allowed)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert reader_threads(imagenet()) == 1
+        assert reader_threads(imagenet().machine) == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert reader_threads(dataclasses.replace(imagenet(), num_reader_threads=7)) == 7
+    assert reader_threads(imagenet().replace(num_reader_threads=7).machine) == 7
 
 
 @pytest.mark.parametrize(
@@ -218,26 +225,26 @@ def test_there_are_as_many_threads_as_cores_that_may_be_used():
 def test_processes_are_used_where_they_are_faster_or_asked_for(
     recipe: Callable[[], Config], threads: int, processes: int | None, expected: int
 ):
-    config = dataclasses.replace(
-        recipe(), num_reader_threads=threads, num_reader_processes=processes
-    )
+    config = recipe().replace(num_reader_threads=threads, num_reader_processes=processes)
     assert reader_processes(config) == expected
 
 
 READ_IN_PROCESSES = """
-import dataclasses, itertools, multiprocessing, pathlib, signal, sys
-from train.data.minibatches import open_dataset, training_minibatches
+import itertools, multiprocessing, pathlib, signal, sys
+from train.data.dataset import open_dataset
+from train.data.minibatches import training_minibatches
+from train.plan import make_plan
 from train.recipes import digits
 from train.step.workers import make_workers
 from tests.train.data.test_reader import digest
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: None)  # as a run does, which saves first
-    config = dataclasses.replace(
-        digits(), data_dir=pathlib.Path(sys.argv[1]), num_reader_threads=2, num_reader_processes=2
+    config = digits().replace(
+        data_dir=pathlib.Path(sys.argv[1]), num_reader_threads=2, num_reader_processes=2
     )
     dataset, workers = open_dataset(config), make_workers(config)
-    minibatches = training_minibatches(dataset, config, workers, 0, 10**6)
+    minibatches = training_minibatches(make_plan(config, dataset, workers), 0, 10**6)
     print("starting", flush=True)
     first = next(minibatches)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
@@ -281,9 +288,9 @@ def test_processes_read_the_same_bytes_outlive_ctrl_c_and_end_with_the_run(
             os.killpg(run.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
             run.stdin.write("\n")
             run.stdin.flush()
-            config = dataclasses.replace(digits(), data_dir=digits_dir)
+            config = digits().replace(data_dir=digits_dir)
             dataset, workers = open_dataset(config), make_workers(config, jax.devices()[:1])
-            expected = digest(training_minibatches(dataset, config, workers, 0, 100))
+            expected = digest(training_minibatches(make_plan(config, dataset, workers), 0, 100))
             assert run.stdout.readline() == expected + "\n"
             assert all(map(runs, readers))
         finally:

@@ -1,6 +1,5 @@
 """Noise in the place of a data set, to measure the step alone."""
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,24 +10,22 @@ import numpy as np
 import pytest
 
 from train.__main__ import main
-from train.config import Config, UsageError
+from train.config import Config
 from train.data.builders.digits import Digits
-from train.data.minibatches import (
-    Dataset,
-    Examples,
-    evaluation_minibatches,
-    open_dataset,
-    training_minibatches,
-)
+from train.data.dataset import Dataset, open_dataset
+from train.data.minibatches import evaluation_minibatches, training_minibatches
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
+from train.errors import UsageError
+from train.plan import make_plan
 from train.recipes import RECIPES, imagenet
+from train.step.examples import Examples
 from train.step.workers import Workers, make_workers
 
 
 def small(**changes: Any) -> Config:
     """ImageNet's recipe with minibatches of k = 4 times n = 2 small images."""
     sizes = {"num_workers": 4, "batch_size_per_worker": 2, "image_size": 32}
-    return dataclasses.replace(imagenet(), data="synthetic", **(sizes | changes))
+    return imagenet().replace(data="synthetic", **(sizes | changes))
 
 
 def opened(config: Config) -> tuple[Dataset, Config, Workers]:
@@ -36,32 +33,33 @@ def opened(config: Config) -> tuple[Dataset, Config, Workers]:
 
 
 def training(config: Config, first: int, last: int) -> list[Examples]:
-    return list(training_minibatches(*opened(config), first, last))
+    dataset, _, workers = opened(config)
+    return list(training_minibatches(make_plan(config, dataset, workers), first, last))
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "imagenet"])
 def test_every_recipe_has_its_shapes_and_needs_no_prepared_data(name: str, tmp_path: Path):
-    config = dataclasses.replace(
-        RECIPES[name](), data="synthetic", data_dir=tmp_path / "none", num_workers=2
-    )
+    config = RECIPES[name]().replace(data="synthetic", data_dir=tmp_path / "none", num_workers=2)
     dataset, _, workers = opened(config)
-    assert dataset.name == f"synthetic {config.dataset}"
-    assert (dataset.num_classes, len(dataset.train)) == CLASSES_AND_IMAGES[config.dataset]
-    assert len(dataset.evaluation) == config.batch_size
+    assert dataset.name == f"synthetic {config.experiment.dataset}"
+    assert (dataset.num_classes, len(dataset.train)) == CLASSES_AND_IMAGES[
+        config.experiment.dataset
+    ]
+    assert len(dataset.evaluation) == config.experiment.batch_size
     for rows in (
-        next(training_minibatches(dataset, config, workers, 0, 1)),
-        *evaluation_minibatches(dataset, config, workers),
+        next(training_minibatches(make_plan(config, dataset, workers), 0, 1)),
+        *evaluation_minibatches(make_plan(config, dataset, workers)),
     ):
-        side, channels = config.image_size, len(config.mean)
-        assert rows.images.shape == (config.batch_size, side, side, channels)
+        side, channels = config.experiment.image_size, len(config.experiment.mean)
+        assert rows.images.shape == (config.experiment.batch_size, side, side, channels)
         assert rows.images.dtype == np.uint8
-        assert rows.labels.shape == (config.batch_size,)
+        assert rows.labels.shape == (config.experiment.batch_size,)
         assert 0 <= rows.labels.min() <= rows.labels.max() < dataset.num_classes
     assert not (tmp_path / "none").exists()
 
 
 def test_the_sizes_are_those_of_the_data_sets(digits_dir: Path):
-    digits = dataclasses.replace(RECIPES["digits"](), data_dir=digits_dir)
+    digits = RECIPES["digits"]().replace(data_dir=digits_dir)
     dataset = open_dataset(digits)
     assert CLASSES_AND_IMAGES[Digits.name] == (dataset.num_classes, len(dataset.train))
 

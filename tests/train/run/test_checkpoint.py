@@ -1,6 +1,5 @@
 """Checkpoints on disk, through other devices, kills, damage and donated buffers."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,9 +17,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from train.config import Config, UsageError
+from train.config import Config
+from train.errors import UsageError
 from train.recipes import digits
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
+from train.step.network import Network
 from train.step.optimizer import make_optimizer
 from train.step.state import TrainState
 from train.step.workers import make_workers
@@ -32,6 +33,8 @@ OPTIMIZER = make_optimizer(optax.constant_schedule(0.1))
 
 # Bits that arithmetic or a conversion would not keep: two NaNs, infinity, -0, the smallest number.
 AWKWARD = np.array([0x7FC00000, 0x7FC00001, 0xFF800000, 0x80000000, 1], np.uint32)
+
+PHASES = (Phase(first_step=0, num_workers=8, batch_size_per_worker=16),)
 
 
 def make(step: int, num_devices: int = 8) -> TrainState:
@@ -45,8 +48,7 @@ def make(step: int, num_devices: int = 8) -> TrainState:
     )
     state = TrainState(
         step=jnp.int32(step),
-        params=params,
-        batch_stats={"bn": {"mean": 2 * noise}},
+        network=Network(params=params, batch_stats={"bn": {"mean": 2 * noise}}),
         opt_state=opt_state,
     )
     return jax.device_put(state, make_workers(digits(), jax.devices()[:num_devices]).replicated)
@@ -67,13 +69,13 @@ def assert_same(found: TrainState | None, expected: TrainState) -> None:
 
 
 def opened(folder: Path, **changes: Any) -> Checkpoints:
-    return Checkpoints(folder, dataclasses.replace(digits(), **changes))
+    return Checkpoints(folder, digits().replace(**changes))
 
 
 def save(folder: Path, *states: TrainState, errors: dict[int, float] | None = None) -> None:
     checkpoints = opened(folder)
     for state in states:
-        checkpoints.save(int(state.step), state, errors or {})
+        checkpoints.save(int(state.step), state, PHASES, errors or {})
     checkpoints.close()
 
 
@@ -122,7 +124,7 @@ def test_the_best_is_kept_too_over_resumes(tmp_path: Path):
     for step in range(1, 7):
         checkpoints = opened(tmp_path, keep_checkpoints=2)
         known = {at: error for at, error in errors.items() if at <= step}
-        checkpoints.save(step, make(step), known)
+        checkpoints.save(step, make(step), PHASES, known)
         checkpoints.close()
     assert steps_in(tmp_path) == [3, 5, 6]  # of the two that are equal, the newer
 
@@ -138,8 +140,8 @@ def test_beside_it_stand_the_configuration_and_the_versions(tmp_path: Path):
 def test_what_is_on_disk_is_not_written_again(tmp_path: Path):
     first, second = make(5), make(6)
     checkpoints = opened(tmp_path)
-    checkpoints.save(5, first, {})
-    checkpoints.save(5, second, {})  # while the first is perhaps still being written
+    checkpoints.save(5, first, PHASES, {})
+    checkpoints.save(5, second, PHASES, {})  # while the first is perhaps still being written
     checkpoints.close()
     assert_same(restore(tmp_path, like=second), first)
 
@@ -150,7 +152,7 @@ def test_what_the_next_step_overwrites_is_saved_as_it_was(tmp_path: Path):
     expected = bits(state)
     steps = jax.jit(lambda s: jax.tree.map(lambda x: x + x.dtype.type(1), s), donate_argnums=0)
     checkpoints = opened(tmp_path)
-    checkpoints.save(1, state, {})
+    checkpoints.save(1, state, PHASES, {})
     given_away: Any = state
     for _ in range(20):
         given_away = steps(given_away)
@@ -169,16 +171,19 @@ import jax.numpy as jnp
 from train.run.checkpoint import Checkpoints
 from train.timeline import Phase, Timeline
 from train.recipes import digits
+from train.step.network import Network
 from train.step.state import TrainState
+from tests.train.run.test_checkpoint import PHASES
 
 folder = pathlib.Path(sys.argv[1])
 
 def make(step, size):
     params = {"w": jnp.full(size, step, jnp.float32)}
-    return TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
+    network = Network(params=params, batch_stats={})
+    return TrainState(step=jnp.int32(step), network=network, opt_state=())
 
 checkpoints = Checkpoints(folder, digits())
-checkpoints.save(1, make(1, 1000), {})
+checkpoints.save(1, make(1, 1000), PHASES, {})
 checkpoints.close()
 
 def die(event, arguments):
@@ -187,7 +192,7 @@ def die(event, arguments):
 
 checkpoints = Checkpoints(folder, digits())
 sys.addaudithook(die)
-checkpoints.save(2, make(2, 1000), {})
+checkpoints.save(2, make(2, 1000), PHASES, {})
 checkpoints.close()
 """
 
@@ -205,11 +210,13 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path: Path):
 
     def like(step: int) -> TrainState:
         params = {"w": jnp.full(1000, step, jnp.float32)}
-        return TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=())
+        return TrainState(
+            step=jnp.int32(step), network=Network(params=params, batch_stats={}), opt_state=()
+        )
 
     checkpoints = opened(tmp_path)
     assert_same(checkpoints.restore(like(0)), like(1))
-    checkpoints.save(3, like(3), {})
+    checkpoints.save(3, like(3), PHASES, {})
     checkpoints.close()
     assert_same(restore(tmp_path, like(0)), like(3))
     assert steps_in(tmp_path) == [1, 3]  # the remains are cleared away: they were no checkpoint
@@ -259,13 +266,13 @@ def test_whatever_happens_to_a_file_no_wrong_value_is_restored(
         restored = checkpoints.restore(make(0))
         checkpoints.close()
         if name in ("_CHECKPOINT_METADATA", "commit_success.txt"):  # in which there are no values
-            assert checkpoints.set_aside == []
+            assert checkpoints.moved == []
             assert_same(restored, make(9))
             continue
-        if name == "manifest.json" and damage is flip and not checkpoints.set_aside:
+        if name == "manifest.json" and damage is flip and not checkpoints.moved:
             assert_same(restored, make(9))  # a byte of the configuration, or of a version
             continue
-        (line,) = checkpoints.set_aside
+        (line,) = checkpoints.moved
         assert line.startswith("checkpoint 9 is damaged: ")
         assert name in line or (name == "manifest.json" and damage is flip)
         assert str(folder / "damaged" / "9") in line
@@ -280,8 +287,8 @@ def test_more_than_the_newest_may_be_damaged(copy: Path):
     checkpoints = opened(copy)
     assert_same(checkpoints.restore(make(0)), make(3))
     checkpoints.close()
-    assert [line.split(":")[0] for line in checkpoints.set_aside] == [
-        "checkpoint 9 is damaged", "checkpoint 6 is damaged"
+    assert [line.split(":")[0] for line in checkpoints.moved] == [
+        "checkpoint 9 is corrupt", "checkpoint 6 is corrupt"
     ]  # fmt: skip
     # What is set aside stays there, even when the same step is made and damaged again.
     save(copy, make(9))
@@ -296,8 +303,7 @@ def test_the_phases_are_those_of_the_checkpoint_that_is_restored(tmp_path: Path)
     checkpoints = opened(tmp_path)
     assert (checkpoints.newest_step, checkpoints.phases) == (0, ())
     for step, phases in [(3, (first,)), (6, (first, second))]:
-        checkpoints.phases = phases
-        checkpoints.save(step, make(step), {})
+        checkpoints.save(step, make(step), phases, {})
         checkpoints.close()
         checkpoints = opened(tmp_path)
         assert (checkpoints.newest_step, checkpoints.phases) == (step, phases)
@@ -343,21 +349,21 @@ def test_a_run_of_which_everything_is_damaged_begins_anew(copy: Path):
 def test_a_network_is_loaded_from_the_newest_that_is_whole(copy: Path):
     workers = make_workers(digits(), jax.devices()[:2])
     said: list[str] = []
-    assert load_network(copy.parent, workers, said.append).step == 9
+    assert load_network(copy.parent, workers, said.append)[0] == 9
     assert said == []
     flip(copy / "9" / "default" / "_METADATA")
-    network = load_network(copy.parent, workers, said.append)
-    assert network.step == 6
+    step, network = load_network(copy.parent, workers, said.append)
+    assert step == 6
     expected = make(6)
     for got, wanted in (
-        (network.params, expected.params),
-        (network.batch_stats, expected.batch_stats),
+        (network.params, expected.network.params),
+        (network.batch_stats, expected.network.batch_stats),
     ):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_array_equal(np.array(a).view(np.uint32), np.array(b).view(np.uint32))
-    assert said == [f"{copy / '9'} is damaged: default/_METADATA is not as it was written"]
+    assert said == [f"{copy / '9'} is corrupt: default/_METADATA is not as it was written"]
     assert (copy / "9").exists()  # a reader moves nothing
-    with pytest.raises(UsageError, match="9 holds no checkpoint that is whole"):
+    with pytest.raises(UsageError, match="9 has no intact checkpoint"):
         load_network(copy / "9", workers, said.append)
 
 
@@ -395,7 +401,7 @@ def test_nothing_is_unpickled_or_evaluated_and_no_path_leads_out_of_a_checkpoint
     EVENTS = []
     try:
         assert_same(restore(copy, make(0)), make(6))
-        assert load_network(copy / "6", workers).step == 6
+        assert load_network(copy / "6", workers)[0] == 6
     finally:
         events, EVENTS = EVENTS, None
     opened_files = [str(arguments[0]) for event, arguments in events if event == "open"]
@@ -406,8 +412,10 @@ def test_nothing_is_unpickled_or_evaluated_and_no_path_leads_out_of_a_checkpoint
 
 def test_checkpoints_are_due_by_epochs_steps_and_minutes():
     def due(**changes: Any) -> list[int]:
-        config = dataclasses.replace(digits(), **changes)
-        times = CheckpointTimes(config, Timeline(config, 10 * config.batch_size))
+        config = digits().replace(**changes)
+        times = CheckpointTimes(
+            config, Timeline(config.experiment, 10 * config.experiment.batch_size)
+        )
         return [step for step in range(1, 61) if times.is_due(step)]
 
     assert due(checkpoint_every_epochs=2) == [20, 40, 60]

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from train.config import UsageError
+from train.errors import UsageError
 from train.run.compilation_cache import MAX_BYTES, keep_compiled
 
 ROOT = Path(__file__).parents[3]

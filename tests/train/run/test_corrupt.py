@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.config import Config, DataError, UsageError
-from train.data.minibatches import NO_LABEL, SOUND, Dataset
+from train.config import Config
+from train.data.dataset import Dataset
+from train.errors import DataError, UsageError
 from train.recipes import digits
 from train.run.corrupt import CorruptImages
+from train.step.examples import INTACT, NO_LABEL
 
 PNG = cv2.imencode(".png", np.full((8, 8), 99, np.uint8))[1].tobytes()
 
@@ -45,11 +47,11 @@ DATASET = Dataset(
 
 
 def allowing(max_corrupt_images: int) -> Config:
-    return dataclasses.replace(digits(), max_corrupt_images=max_corrupt_images)
+    return digits().replace(max_corrupt_images=max_corrupt_images)
 
 
 def minibatch(*corrupt: int) -> Any:
-    return jnp.asarray([[SOUND, *corrupt, SOUND]], jnp.int32)
+    return jnp.asarray([[INTACT, *corrupt, INTACT]], jnp.int32)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -59,9 +61,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_each_image_is_listed_once_with_its_place_and_what_is_wrong(tmp_path: Path):
     path = tmp_path / "corrupt_images.jsonl"
     corrupt = CorruptImages(allowing(3), DATASET, 0, path)
-    corrupt.meet_in_training(2, minibatch(5, 3))
-    corrupt.meet_in_training(9, minibatch(3))
-    corrupt.meet_in_evaluation(9, np.array([4, NO_LABEL, 4]))
+    corrupt.add_from_training(2, minibatch(5, 3))
+    corrupt.add_from_training(9, minibatch(3))
+    corrupt.add_from_evaluation(9, np.array([4, NO_LABEL, 4]))
     assert len(corrupt) == 3
     found = lines(path)
     places = [(line["step"], line["split"], line["index"], line["file_name"]) for line in found]
@@ -76,43 +78,43 @@ def test_each_image_is_listed_once_with_its_place_and_what_is_wrong(tmp_path: Pa
 def test_one_more_than_may_be_is_an_error_with_name_and_place(tmp_path: Path):
     path = tmp_path / "corrupt_images.jsonl"
     corrupt = CorruptImages(allowing(1), DATASET, 0, path)
-    corrupt.meet_in_training(2, minibatch(5))
+    corrupt.add_from_training(2, minibatch(5))
     with pytest.raises(DataError) as error:
-        corrupt.meet_in_training(3, minibatch(8))
+        corrupt.add_from_training(3, minibatch(8))
     message = str(error.value)
     start = "birds, split 'train', image 8 (owl/1.png): not an image that can be decoded: "
     assert message.startswith(start)
     assert message.endswith(
-        f"(40 bytes); that makes 2 where --max-corrupt-images allows 1; {path} lists all"
+        f"(40 bytes); 2 corrupt images exceed --max-corrupt-images 1; {path} lists them"
     )
     assert len(lines(path)) == 2
 
 
 def test_without_leave_the_first_one_is_an_error_in_evaluation_too():
     with pytest.raises(DataError, match=r"^birds, split 'validation', image 2 \(7a\): not an im"):
-        CorruptImages(allowing(0), DATASET).meet_in_evaluation(0, np.array([0, 1, NO_LABEL]))
+        CorruptImages(allowing(0), DATASET).add_from_evaluation(0, np.array([0, 1, NO_LABEL]))
 
 
 def test_a_record_without_a_name_is_told_by_its_index():
     nameless = dataclasses.replace(DATASET, train=Cut())
     with pytest.raises(DataError, match=r"^birds, split 'train', image 6: not an image"):
-        CorruptImages(allowing(0), nameless).meet_in_training(1, minibatch(6))
+        CorruptImages(allowing(0), nameless).add_from_training(1, minibatch(6))
 
 
 def test_a_run_that_goes_on_knows_what_it_met_before_and_forgets_what_came_later(tmp_path: Path):
     path = tmp_path / "corrupt_images.jsonl"
     first = CorruptImages(allowing(9), DATASET, 0, path)
     for step in (2, 4, 6):
-        first.meet_in_training(step, minibatch(step))
+        first.add_from_training(step, minibatch(step))
     resumed = CorruptImages(allowing(2), DATASET, 4, path)
     assert [line["step"] for line in lines(path)] == [2, 4]
     assert len(resumed) == 2
-    resumed.meet_in_training(5, minibatch(4))
-    with pytest.raises(DataError, match="makes 3 where --max-corrupt-images allows 2"):
-        resumed.meet_in_training(6, minibatch(6))
+    resumed.add_from_training(5, minibatch(4))
+    with pytest.raises(DataError, match="3 corrupt images exceed --max-corrupt-images 2"):
+        resumed.add_from_training(6, minibatch(6))
     stricter = CorruptImages(allowing(1), DATASET, 5, path)
-    with pytest.raises(DataError, match="makes 2 where --max-corrupt-images allows 1"):
-        stricter.meet_in_training(6, minibatch(2))
+    with pytest.raises(DataError, match="2 corrupt images exceed --max-corrupt-images 1"):
+        stricter.add_from_training(6, minibatch(2))
 
 
 def test_less_than_none_cannot_be_allowed():

@@ -1,6 +1,5 @@
 """What a person sees, on terminals of several widths and where there is none."""
 
-import dataclasses
 import io
 import os
 import pty
@@ -14,14 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from train.config import Config
-from train.data.minibatches import open_dataset
-from train.recipes import imagenet
 from train.run import display
-from train.run.display import Display, outcome, plan
+from train.run.display import Display, outcome
 from train.run.metrics import Record
-from train.step.workers import make_workers
-from train.timeline import Timeline
 
 ESCAPE = "\x1b"
 
@@ -188,48 +182,6 @@ def test_only_the_first_process_speaks(
         on_screen.say("plan")
         on_screen.show(record_of(20))
     assert capsys.readouterr().out == ""
-
-
-def test_the_plan_says_what_is_about_to_happen(digits_config: Callable[..., Config]):
-    config = digits_config(accumulation_steps=2)
-    dataset = open_dataset(config)
-    timeline = Timeline(config, len(dataset.train))
-    text = plan(config, timeline, dataset, make_workers(config, jax.devices()[:4]))
-    for part in [
-        "resnet8, float32, 8 x 8 pixels",
-        "4 x cpu, 1 process(es)",
-        "1 on each device at a time, 2 accumulation step(s)",  # 8 workers = 4 x 2 x 1
-        "digits: 1437 training and 360 test images, 10 classes",
-        f"writes to       {config.workdir}",
-        "k = 8 workers x n = 16 images, kn = 128",
-        "η = 0.0125 for 16 images",
-        "kη = 0.1",
-        "gradual, 55 steps (5 epochs)",
-        "990 steps = 90 epochs x 11 steps",
-    ]:
-        assert part in text
-    rows = {line.rsplit(None, 3)[0]: line.split()[-3:] for line in text.splitlines() if line}
-    assert rows["first step after warmup"] == ["55", "5.00", "0.1"]
-    assert rows["milestone, epoch 30"] == ["330", "30.00", "0.01"]
-    assert rows["milestone, epoch 80"] == ["880", "80.00", "0.0001"]
-
-
-def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[..., Config]):
-    config = imagenet()
-    digits = open_dataset(digits_config())
-    dataset = dataclasses.replace(
-        digits,
-        name="imagenet2012",
-        class_names=[str(label) for label in range(1000)],
-        train=range(1_281_167),
-        evaluation=range(50_000),
-    )
-    timeline = Timeline(config, len(dataset.train))
-    text = plan(config, timeline, dataset, make_workers(config, jax.devices()))
-    assert "imagenet2012: 1281167 training and 50000 test images, 1000 classes" in text
-    assert "32 on each device at a time" in text
-    assert "kn = 8192" in text
-    assert "kη = 3.2" in text
 
 
 def test_the_outcome_is_in_percent_and_says_where_the_results_are():

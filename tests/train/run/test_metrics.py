@@ -25,7 +25,7 @@ from train.run.metrics import (
 from train.timeline import Timeline
 
 REPOSITORY = Path(__file__).parents[3]
-ELEVEN_STEPS = Timeline(digits(), 11 * digits().batch_size)  # an epoch
+ELEVEN_STEPS = Timeline(digits().experiment, 11 * digits().experiment.batch_size)  # an epoch
 
 
 def record_of(step: int, **more: Any) -> Record:
@@ -196,7 +196,7 @@ def test_a_run_without_evaluations_has_no_score():
 @settings(deadline=None, derandomize=True, max_examples=50)
 def test_the_score_of_whole_epochs_is_numpys_median(errors: list[float]):
     records = evaluated([(7 * (epoch + 1), error) for epoch, error in enumerate(errors)])
-    timeline = Timeline(digits(), 7 * digits().batch_size)
+    timeline = Timeline(digits().experiment, 7 * digits().experiment.batch_size)
     expected = np.median(errors[-5:])
     assert top1_error_median_last5(records, timeline) == pytest.approx(expected, rel=1e-12)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from train.__main__ import main
-from train.run.report import Spikes
+from train.run.report import SpikeDetector
 
 # Losses of the first 100 steps of `python -m train --base-learning-rate 0.2`, with which kη = 1.6;
 # the warmup ends with step 55.
@@ -32,8 +32,8 @@ GRADUAL = [
 
 def spikes(losses: list[float]) -> list[int]:
     """The steps, counted from 1, at which a spike is noted."""
-    finder = Spikes()
-    return [step for step, loss in enumerate(losses, 1) if finder.begins(loss)]
+    finder = SpikeDetector()
+    return [step for step, loss in enumerate(losses, 1) if finder.add(loss)]
 
 
 def test_the_spike_after_a_constant_warmup_is_noted_once():

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from train.config import Config, RunError, UsageError
+from train.config import Config
+from train.errors import RunError, UsageError
 from train.run.metrics import MetricsLog
-from train.run.workdir import claim, finished, read_summary, write_whole
+from train.run.workdir import claim, finished, read_summary, write_atomically
 
 MakeConfig = Callable[..., Config]
 PROC = Path("/proc/self/task")
@@ -38,29 +39,29 @@ def own(config: Config) -> None:
 
 def begin_training(config: Config) -> None:
     with claim(config):
-        MetricsLog(config.workdir, 0).close()
+        MetricsLog(config.output.workdir, 0).close()
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path):
-    write_whole(tmp_path / "file", "old")
-    write_whole(tmp_path / "file", "new")
+    write_atomically(tmp_path / "file", "old")
+    write_atomically(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path):
-    write_whole(tmp_path / "file", "old")
+    write_atomically(tmp_path / "file", "old")
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
-        write_whole(tmp_path / "file", "new" * 100_000)
+        write_atomically(tmp_path / "file", "new" * 100_000)
     assert (tmp_path / "file").read_text() == "old"
-    write_whole(tmp_path / "file", "new")  # what the failed one left is in nobody's way
+    write_atomically(tmp_path / "file", "new")  # what the failed one left is in nobody's way
     assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_new_folder_is_made_and_says_whose_it_is(digits_config: MakeConfig, tmp_path: Path):
     config = digits_config(workdir=tmp_path / "runs" / "first")
     own(config)
-    assert Config.from_json((config.workdir / "config.json").read_text()) == config
+    assert Config.from_json((config.output.workdir / "config.json").read_text()) == config
 
 
 def test_the_same_run_may_come_back_on_another_machine(digits_config: MakeConfig, tmp_path: Path):
@@ -72,23 +73,23 @@ def test_the_same_run_may_come_back_on_another_machine(digits_config: MakeConfig
 def test_another_run_is_refused_with_each_field_that_differs(digits_config: MakeConfig):
     config = digits_config()
     begin_training(config)
-    before = (config.workdir / "config.json").read_text()
+    before = (config.output.workdir / "config.json").read_text()
     with pytest.raises(UsageError) as error:
         own(digits_config(num_workers=16, seed=1))
     assert str(error.value) == (
-        f"--workdir {config.workdir} holds another run: --num-workers was 8 and is now 16; --seed "
-        "was 0 and is now 1; choose another --workdir or the same configuration, of which only "
-        "where and how it runs may change, such as --num-devices and --accumulation-steps, and the "
-        "minibatch with --allow-batch-size-change"
+        f"--workdir {config.output.workdir} holds another run: --num-workers was 8 and is now 16; "
+        "--seed was 0 and is now 1; choose another --workdir or repeat the experiment's flags. "
+        "Only flags of machine and output may change, such as --num-devices, and the batch size "
+        "with --allow-batch-size-change"
     )
-    assert (config.workdir / "config.json").read_text() == before
+    assert (config.output.workdir / "config.json").read_text() == before
 
 
 def test_a_folder_in_which_nothing_was_trained_is_free(digits_config: MakeConfig):
     """A command that was stopped before its first step may be given again with other flags."""
     own(digits_config(seed=1))
     own(digits_config(seed=2))
-    written = (digits_config().workdir / "config.json").read_text()
+    written = (digits_config().output.workdir / "config.json").read_text()
     assert Config.from_json(written) == digits_config(seed=2)
 
 
@@ -98,7 +99,7 @@ from pathlib import Path
 from train.recipes import digits
 from train.run.workdir import claim
 
-with claim(dataclasses.replace(digits(), workdir=Path(sys.argv[1]))):
+with claim(digits().replace(workdir=Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -106,7 +107,7 @@ with claim(dataclasses.replace(digits(), workdir=Path(sys.argv[1]))):
 
 def test_a_workdir_is_held_while_its_run_is_alive_and_not_after_it_died(digits_config: MakeConfig):
     config = digits_config()
-    command = [sys.executable, "-c", HOLD, str(config.workdir)]
+    command = [sys.executable, "-c", HOLD, str(config.output.workdir)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
@@ -115,10 +116,10 @@ def test_a_workdir_is_held_while_its_run_is_alive_and_not_after_it_died(digits_c
                 with pytest.raises(UsageError) as error:
                     own(config)
                 assert str(error.value) == (
-                    f"--workdir {config.workdir} is in use by process {holder.pid} on "
+                    f"--workdir {config.output.workdir} is in use by process {holder.pid} on "
                     f"{socket.gethostname()}; wait for it, stop it, or choose another"
                 )
-            own(digits_config(workdir=config.workdir / "seed-1"))
+            own(digits_config(workdir=config.output.workdir / "seed-1"))
         finally:
             holder.kill()
     own(config)
@@ -137,11 +138,11 @@ def test_the_first_process_holds_the_workdir_for_all(
 @pytest.mark.parametrize("text", ['{"architectures": ["BertModel"]}', "[1, 2]", "{ // broken"])
 def test_somebody_elses_config_json_is_not_overwritten(digits_config: MakeConfig, text: str):
     config = digits_config()
-    config.workdir.mkdir(parents=True)
-    (config.workdir / "config.json").write_text(text)
+    config.output.workdir.mkdir(parents=True)
+    (config.output.workdir / "config.json").write_text(text)
     with pytest.raises(UsageError, match=r"holds a config\.json that is not a run's"):
         own(config)
-    assert (config.workdir / "config.json").read_text() == text
+    assert (config.output.workdir / "config.json").read_text() == text
 
 
 def test_a_file_in_the_way_is_one_line(digits_config: MakeConfig, tmp_path: Path):
@@ -163,7 +164,7 @@ def test_a_folder_in_which_nothing_can_be_written_is_one_line(digits_config: Mak
 
 def test_a_config_json_that_cannot_be_read_is_one_line(digits_config: MakeConfig):
     config = digits_config()
-    (config.workdir / "config.json").mkdir(parents=True)
+    (config.output.workdir / "config.json").mkdir(parents=True)
     with pytest.raises(UsageError, match="cannot be used: Is a directory"):
         own(config)
 
@@ -173,13 +174,13 @@ def test_a_run_is_finished_when_its_summary_says_so(digits_config: MakeConfig):
     own(config)
     assert finished(config, 990) is None
     summary = {"num_steps": 990, "params_digest": "abc"}
-    write_whole(config.workdir / "summary.json", json.dumps(summary))
-    assert finished(config, 990) == read_summary(config.workdir) == summary
+    write_atomically(config.output.workdir / "summary.json", json.dumps(summary))
+    assert finished(config, 990) == read_summary(config.output.workdir) == summary
     assert finished(config, 5) == summary  # it has made these as well
 
 
 def test_a_run_that_is_to_be_longer_is_not_finished(digits_config: MakeConfig):
     config = digits_config()
     own(config)
-    write_whole(config.workdir / "summary.json", json.dumps({"num_steps": 5}))
+    write_atomically(config.output.workdir / "summary.json", json.dumps({"num_steps": 5}))
     assert finished(config, 6) is None

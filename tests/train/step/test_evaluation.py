@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from train.data.minibatches import NO_LABEL, Records, open_dataset
+from train.data.dataset import Records, open_dataset
+from train.plan import make_plan
 from train.recipes import digits
-from train.step.evaluation import error_rates, predict
+from train.run.predictions import error_rates, predict
+from train.step.evaluation import make_evaluation_step
+from train.step.examples import NO_LABEL
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
-from train.step.train_step import make_steps
 from train.step.workers import make_workers
 
 PRIME = 353  # prime to the minibatch, the workers and the devices
@@ -42,16 +44,14 @@ class First:
 def test_each_example_counts_exactly_once(
     digits_dir: Path, num_devices: int, accumulation_steps: int
 ):
-    config = dataclasses.replace(
-        digits(), data_dir=digits_dir, accumulation_steps=accumulation_steps
-    )
+    config = digits().replace(data_dir=digits_dir, accumulation_steps=accumulation_steps)
     dataset = open_dataset(config)
     dataset = dataclasses.replace(dataset, evaluation=First(dataset.evaluation, PRIME))
     workers = make_workers(config, jax.devices()[:num_devices])
     optimizer = make_optimizer(lambda step: 0.0)
-    steps = make_steps(config, 10, optimizer, workers)
-    state = initial_state(config, 10, optimizer, workers)
-    labels, classes = predict(state.params, state.batch_stats, steps, dataset, config, workers)
+    step = make_evaluation_step(config.experiment, 10, workers)
+    state = initial_state(config.experiment, 10, optimizer, workers)
+    labels, classes = predict(make_plan(config, dataset, workers), step, state.network)
     truth = [record["label"] for record in dataset.evaluation.__getitems__(range(PRIME))]
     np.testing.assert_array_equal(labels, truth)
     assert classes.shape == (PRIME, 5)

@@ -15,16 +15,17 @@ import optax
 import pytest
 from flax import nnx
 
-from train.config import Config, UsageError
-from train.data.images import normalize
-from train.data.minibatches import SOUND, Examples
+from train.config import Config
+from train.errors import UsageError
 from train.loop import DONE, run
 from train.model.resnet import ARCHITECTURES, Architecture
 from train.recipes import digits
+from train.step.examples import INTACT, Examples, abstract_minibatch
+from train.step.network import make_network, normalize
 from train.step.noise_scale import DECAY, NoiseScale, estimate, moved, no_estimate
 from train.step.optimizer import make_optimizer
-from train.step.state import TrainState, initial_state, make_network
-from train.step.train_step import StepMetrics, abstract_minibatch, make_steps
+from train.step.state import TrainState, initial_state
+from train.step.train_step import StepMetrics, make_train_step
 from train.step.workers import make_workers
 
 K, N = 8, 4
@@ -96,7 +97,7 @@ def rows() -> Examples:
     return Examples(
         (rng.random((K * N, 8, 8, 1)) * level).astype(np.uint8),
         rng.integers(2, size=K * N).astype(np.int32),  # few, so that there is a way to go
-        np.full(K * N, SOUND, np.int32),
+        np.full(K * N, INTACT, np.int32),
     )
 
 
@@ -105,8 +106,7 @@ def two_steps(
     num_devices: int, accumulation_steps: int, *, noise_scale: bool = True
 ) -> tuple[list[TrainState], list[StepMetrics], str]:
     """States and metrics after each of two steps, and what the step was compiled to."""
-    config = dataclasses.replace(
-        digits(),
+    config = digits().replace(
         model="tiny",  # pyright: ignore[reportArgumentType]
         num_workers=K,
         batch_size_per_worker=N,
@@ -115,9 +115,9 @@ def two_steps(
     )
     workers = make_workers(config, jax.devices()[:num_devices])
     optimizer = make_optimizer(optax.constant_schedule(0.1))
-    state = initial_state(config, NUM_CLASSES, optimizer, workers)
-    lowered = make_steps(config, NUM_CLASSES, optimizer, workers).train.lower(
-        state, abstract_minibatch(config, workers)
+    state = initial_state(config.experiment, NUM_CLASSES, optimizer, workers)
+    lowered = make_train_step(config.experiment, NUM_CLASSES, optimizer, workers).lower(
+        state, abstract_minibatch(config.experiment, workers)
     )
     step = lowered.compile()
     states, all_metrics = [], []
@@ -126,26 +126,29 @@ def two_steps(
         # Copies: the state is given away to the next step.
         states.append(jax.tree.map(np.array, state))
         all_metrics.append(jax.device_get(metrics))
-    return states, all_metrics, step.as_text()
+    return states, all_metrics, step.as_text() or ""
 
 
 @functools.cache
 def gradients_of_workers() -> np.ndarray:
     """Mean gradient of each worker's images in the first step, (K, parameters)."""
     tiny: Any = {"model": "tiny", "num_workers": 1, "batch_size_per_worker": N}
-    config = dataclasses.replace(digits(), **tiny)
+    config = digits().replace(**tiny)
 
     @jax.jit
     @nnx.grad
     def gradient(network: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = network(
-            normalize(images, config.mean, config.std, jnp.dtype(jnp.float32)), train=True
+            normalize(
+                images, config.experiment.mean, config.experiment.std, jnp.dtype(jnp.float32)
+            ),
+            train=True,
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     found = []
     for images, labels in zip(*(x.reshape(K, N, *x.shape[1:]) for x in rows()[:2]), strict=True):
-        gradients = gradient(make_network(config, NUM_CLASSES), images, labels)
+        gradients = gradient(make_network(config.experiment, NUM_CLASSES), images, labels)
         leaves = jax.tree.leaves(nnx.to_pure_dict(gradients))
         found.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]))
     return np.stack(found)
@@ -218,15 +221,15 @@ def test_a_run_that_goes_on_logs_the_very_same(
         log_every_steps=1,
         num_steps=8,
     )
-    whole = dataclasses.replace(config, workdir=tmp_path / "whole")
-    for one in (whole, dataclasses.replace(config, num_steps=4), config):
+    whole = config.replace(workdir=tmp_path / "whole")
+    for one in (whole, config.replace(num_steps=4), config):
         assert run(one) == DONE
-    logged = noise_scales(whole.workdir)
-    assert logged == noise_scales(config.workdir)
+    logged = noise_scales(whole.output.workdir)
+    assert logged == noise_scales(config.output.workdir)
     assert list(logged) == list(range(1, 9))
     assert logged[8] is not None
     with pytest.raises(UsageError, match="--noise-scale was True and is now False") as error:
-        run(dataclasses.replace(config, noise_scale=False, num_steps=9))
+        run(config.replace(noise_scale=False, num_steps=9))
     assert "\n" not in str(error.value)
 
 
@@ -240,7 +243,7 @@ def test_one_part_has_nothing_to_be_compared_with(
         run(config)
     assert str(error.value) == (
         "--noise-scale compares parts of a minibatch, and devices × accumulation steps is 1; it "
-        "must be at least 2: take --accumulation-steps 2 or more"
+        "must be at least 2: pass --accumulation-steps 2 or more"
     )
-    assert not config.workdir.exists()
-    assert make_workers(dataclasses.replace(config, accumulation_steps=2)).num_parts == 2
+    assert not config.output.workdir.exists()
+    assert make_workers(config.replace(accumulation_steps=2)).num_parts == 2

@@ -1,6 +1,5 @@
 """The state that a run starts from, and the digest of what it ends with."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -18,9 +17,9 @@ OPTIMIZER = make_optimizer(optax.constant_schedule(0.1))
 
 
 def make(num_devices: int, **changes: Any) -> TrainState:
-    config = dataclasses.replace(digits(), **changes)
+    config = digits().replace(**changes)
     workers = make_workers(config, jax.devices()[:num_devices])
-    return initial_state(config, 10, OPTIMIZER, workers)
+    return initial_state(config.experiment, 10, OPTIMIZER, workers)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +52,8 @@ def test_another_seed_draws_every_weight_anew(state: TrainState):
     kernels = [
         (name, left, right)
         for (path, left), right in zip(
-            jax.tree_util.tree_leaves_with_path(state.params),
-            jax.tree.leaves(other.params),
+            jax.tree_util.tree_leaves_with_path(state.network.params),
+            jax.tree.leaves(other.network.params),
             strict=True,
         )
         if (name := jax.tree_util.keystr(path)).endswith("['kernel']")
@@ -83,13 +82,13 @@ def test_counters_start_at_zero(state: TrainState):
 
 
 def test_the_digest_does_not_depend_on_the_devices(state: TrainState):
-    on_one = jax.device_put(state.params, jax.devices()[3])
-    assert params_digest(on_one) == params_digest(state.params)
+    on_one = jax.device_put(state.network.params, jax.devices()[3])
+    assert params_digest(on_one) == params_digest(state.network.params)
 
 
 def test_the_digest_changes_with_any_bit_of_any_array(state: TrainState):
-    leaves, structure = jax.tree.flatten(state.params)
-    digests = {params_digest(state.params)}
+    leaves, structure = jax.tree.flatten(state.network.params)
+    digests = {params_digest(state.network.params)}
     for index, leaf in enumerate(leaves):
         changed = [*leaves[:index], flip_one_bit(leaf), *leaves[index + 1 :]]
         digests.add(params_digest(jax.tree.unflatten(structure, changed)))

@@ -11,12 +11,13 @@ import optax
 import pytest
 
 from train.config import Config
-from train.data.minibatches import SOUND, Examples
 from train.model.resnet import ARCHITECTURES, BN_EPSILON, Architecture
 from train.recipes import digits
+from train.step.evaluation import make_evaluation_step
+from train.step.examples import INTACT, NO_CLASS, Examples, abstract_minibatch
 from train.step.optimizer import make_optimizer
 from train.step.state import TrainState, initial_state
-from train.step.train_step import NO_CLASS, StepMetrics, Steps, abstract_minibatch, make_steps
+from train.step.train_step import StepMetrics, make_train_step
 from train.step.workers import Workers, make_workers
 
 K, N = 8, 4
@@ -31,9 +32,7 @@ def narrow_resnet50(monkeypatch: pytest.MonkeyPatch):
 
 
 def small_config(**changes: Any) -> Config:
-    return dataclasses.replace(
-        digits(), **({"num_workers": K, "batch_size_per_worker": N} | changes)
-    )
+    return digits().replace(**({"num_workers": K, "batch_size_per_worker": N} | changes))
 
 
 def schedule(step: Any) -> Any:
@@ -42,32 +41,37 @@ def schedule(step: Any) -> Any:
 
 def images_of_step(config: Config, step: int) -> Examples:
     rng = np.random.default_rng((1, step))
-    shape = (K * N, config.image_size, config.image_size, len(config.mean))
+    shape = (
+        K * N,
+        config.experiment.image_size,
+        config.experiment.image_size,
+        len(config.experiment.mean),
+    )
     # Workers see images of different brightness, so that their statistics differ.
     level = np.linspace(40, 250, K).repeat(N).reshape(-1, 1, 1, 1)
     return Examples(
         (rng.random(shape) * level).astype(np.uint8),
         rng.integers(NUM_CLASSES, size=K * N).astype(np.int32),
-        np.full(K * N, SOUND, np.int32),
+        np.full(K * N, INTACT, np.int32),
     )
 
 
 def make(
     config: Config, workers: Workers, rate: optax.Schedule = schedule
-) -> tuple[Steps, TrainState]:
+) -> tuple[jax.stages.Wrapped, TrainState]:
     optimizer = make_optimizer(rate)
-    steps = make_steps(config, NUM_CLASSES, optimizer, workers)
-    return steps, initial_state(config, NUM_CLASSES, optimizer, workers)
+    step = make_train_step(config.experiment, NUM_CLASSES, optimizer, workers)
+    return step, initial_state(config.experiment, NUM_CLASSES, optimizer, workers)
 
 
 def run_steps(
     config: Config, workers: Workers, num_steps: int
 ) -> tuple[TrainState, list[StepMetrics]]:
-    steps, state = make(config, workers)
+    train_step, state = make(config, workers)
     all_metrics: list[StepMetrics] = []
     for step in range(num_steps):
         rows = images_of_step(config, step)
-        state, metrics = steps.train(state, Examples(*(workers.to_devices(x) for x in rows)))
+        state, metrics = train_step(state, Examples(*(workers.to_devices(x) for x in rows)))
         all_metrics.append(jax.device_get(metrics))
     return state, all_metrics
 
@@ -134,7 +138,7 @@ def test_three_steps_are_those_of_the_paper_in_float64(model: str, size: int):
     architecture = ARCHITECTURES[model]
     workers = make_workers(config, jax.devices()[:2])
     _, state = make(config, workers)
-    start = jax.device_get((state.params, state.batch_stats))
+    start = jax.device_get((state.network.params, state.network.batch_stats))
     state, metrics = run_steps(config, workers, 3)
 
     with jax.enable_x64(True):
@@ -152,7 +156,10 @@ def test_three_steps_are_those_of_the_paper_in_float64(model: str, size: int):
         velocity = jax.tree.map(np.zeros_like, params)
         for step in range(3):
             rows = images_of_step(config, step)
-            images = jnp.asarray((rows.images / 255 - config.mean[0]) / config.std[0], jnp.float64)
+            images = jnp.asarray(
+                (rows.images / 255 - config.experiment.mean[0]) / config.experiment.std[0],
+                jnp.float64,
+            )
             of_workers = [
                 loss_and_gradient(params, images[mine], rows.labels[mine])
                 for mine in (slice(j * N, (j + 1) * N) for j in range(K))
@@ -185,8 +192,8 @@ def test_three_steps_are_those_of_the_paper_in_float64(model: str, size: int):
                 a, b, rtol=1e-3, atol=2e-4 * scale, err_msg=jax.tree_util.keystr(path)
             )
 
-    close(state.params, params)
-    close(reference_statistics(state.batch_stats, architecture), running)
+    close(state.network.params, params)
+    close(reference_statistics(state.network.batch_stats, architecture), running)
     assert state.step == 3
 
 
@@ -202,7 +209,11 @@ def relative_difference(a: TrainState, b: TrainState) -> float:
 
     a, b = jax.device_get((a, b))
     return max(
-        length(x, y) / length(y) for x, y in ((a.params, b.params), (a.batch_stats, b.batch_stats))
+        length(x, y) / length(y)
+        for x, y in (
+            (a.network.params, b.network.params),
+            (a.network.batch_stats, b.network.batch_stats),
+        )
     )
 
 
@@ -252,13 +263,11 @@ def test_statistics_over_the_whole_minibatch_would_be_noticed(
 
 
 def hlo(num_workers: int, accumulation_steps: int, *, unrolled: bool) -> str:
-    config = dataclasses.replace(
-        small_config(), num_workers=num_workers, accumulation_steps=accumulation_steps
-    )
+    config = small_config(num_workers=num_workers, accumulation_steps=accumulation_steps)
     workers = dataclasses.replace(make_workers(config), unroll_accumulation=unrolled)
-    steps, state = make(config, workers)
-    lowered = steps.train.lower(state, abstract_minibatch(config, workers))
-    return lowered.compile().as_text()
+    train_step, state = make(config, workers)
+    lowered = train_step.lower(state, abstract_minibatch(config.experiment, workers))
+    return lowered.compile().as_text() or ""
 
 
 @pytest.mark.parametrize(
@@ -283,7 +292,7 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
         for dims in re.findall(r"[fs]32\[([\d,]*)\]", reduction)
     ]
     _, state = make(small_config(), make_workers(small_config()))
-    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    leaves = jax.tree.leaves((state.network.params, state.network.batch_stats))
     total = sum(leaf.size for leaf in leaves) + 3
     # Gradients that are equal cross only once: β of a projection and of the sum it goes into.
     assert total - 200 < sum(sizes) <= total
@@ -300,11 +309,11 @@ def test_the_logged_rate_is_the_one_that_was_applied():
         [m.learning_rate for m in metrics], [0.010, 0.011, 0.012, 0.013], rtol=1e-6
     )
     still, state = make(config, make_workers(config), lambda step: jnp.float32(0.0))
-    before = jax.device_get(state.params)
+    before = jax.device_get(state.network.params)
     rows = Examples(*(make_workers(config).to_devices(x) for x in images_of_step(config, 0)))
-    state, zero = still.train(state, rows)
+    state, zero = still(state, rows)
     assert zero.learning_rate == 0
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.network.params), before)
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
@@ -313,22 +322,25 @@ def test_predictions_stand_in_the_order_of_the_images(accumulation_steps: int, u
     config = small_config(accumulation_steps=accumulation_steps)
     workers = make_workers(config, jax.devices()[:2])
     workers = dataclasses.replace(workers, unroll_accumulation=unrolled)
-    steps, state = make(config, workers)
+    _, state = make(config, workers)
+    evaluate = make_evaluation_step(config.experiment, NUM_CLASSES, workers)
     rows = images_of_step(config, 0)
-    params, stats = jax.device_get((state.params, state.batch_stats))
+    network = jax.device_get(state.network)
+    params = network.params
     # A head with opinions, so that the images are told apart.
     kernel = np.random.default_rng(3).normal(size=params["head"]["kernel"].shape)
     params["head"]["kernel"] = kernel.astype(np.float32)
-    predictions = steps.evaluate(params, stats, Examples(*map(workers.to_devices, rows)))
+    predictions = evaluate(network, Examples(*map(workers.to_devices, rows)))
     labels, classes = jax.device_get(predictions)
     assert classes.shape == (accumulation_steps, K * N // accumulation_steps, 5)
     np.testing.assert_array_equal(labels.reshape(-1), rows.labels)
 
-    alone = make_workers(small_config(num_workers=1), jax.devices()[:1])
-    single, _ = make(small_config(num_workers=1), alone)
+    one = small_config(num_workers=1)
+    alone = make_workers(one, jax.devices()[:1])
+    evaluate_alone = make_evaluation_step(one.experiment, NUM_CLASSES, alone)
     for first in range(0, K * N, N):
         part = Examples(*(alone.to_devices(x[first : first + N]) for x in rows))
-        expected = single.evaluate(params, stats, part).classes
+        expected = evaluate_alone(network, part).classes
         np.testing.assert_array_equal(classes.reshape(-1, 5)[first : first + N], expected[0])
     assert len(np.unique(classes[..., 0])) > 1
 
@@ -336,11 +348,12 @@ def test_predictions_stand_in_the_order_of_the_images(accumulation_steps: int, u
 def test_a_network_that_has_blown_up_predicts_nothing():
     config = small_config()
     workers = make_workers(config)
-    steps, state = make(config, workers)
-    params = jax.device_get(state.params)
-    params["head"]["bias"] = np.full(NUM_CLASSES, np.nan, np.float32)
+    _, state = make(config, workers)
+    network = jax.device_get(state.network)
+    network.params["head"]["bias"] = np.full(NUM_CLASSES, np.nan, np.float32)
     rows = Examples(*map(workers.to_devices, images_of_step(config, 0)))
-    classes = steps.evaluate(params, state.batch_stats, rows).classes
+    evaluate = make_evaluation_step(config.experiment, NUM_CLASSES, workers)
+    classes = evaluate(network, rows).classes
     assert (np.asarray(classes) == NO_CLASS).all()
 
 
@@ -369,9 +382,9 @@ def test_unequal_workers_weigh_as_much_as_one_loss_over_all_images():
     for num_workers, n in ((K, N), (1, K * N)):
         config = small_config(num_workers=num_workers, batch_size_per_worker=n)
         workers = make_workers(config, jax.devices()[:1])
-        steps, state = make(config, workers)
+        train_step, state = make(config, workers)
         for _ in range(2):
-            state, _ = steps.train(state, Examples(*map(workers.to_devices, rows)))
+            state, _ = train_step(state, Examples(*map(workers.to_devices, rows)))
         ends.append(state)
     assert relative_difference(*ends) < 1e-5
 
@@ -379,13 +392,13 @@ def test_unequal_workers_weigh_as_much_as_one_loss_over_all_images():
 def test_training_error_is_that_of_the_minibatch():
     config = small_config()
     workers = make_workers(config)
-    steps, state = make(config, workers)
+    train_step, state = make(config, workers)
     rows = images_of_step(config, 0)
-    params = jax.device_get(state.params)
+    params = jax.device_get(state.network.params)
     params["head"]["kernel"] = np.zeros_like(params["head"]["kernel"])
     params["head"]["bias"] = np.arange(NUM_CLASSES, dtype=np.float32)
     state = dataclasses.replace(state, params=jax.device_put(params, workers.replicated))
-    _, metrics = steps.train(state, Examples(*(workers.to_devices(x) for x in rows)))
+    _, metrics = train_step(state, Examples(*(workers.to_devices(x) for x in rows)))
     np.testing.assert_allclose(metrics.top1_error, np.mean(rows.labels != 9), rtol=1e-6)
     nll = np.log(np.exp(np.arange(10.0)).sum()) - rows.labels
     np.testing.assert_allclose(metrics.loss, nll.mean(), rtol=1e-5)
@@ -396,7 +409,7 @@ def test_what_is_compiled_for_is_what_arrives():
     config = small_config(accumulation_steps=2)
     workers = make_workers(config, jax.devices()[:4])
     real = Examples(*(workers.to_devices(x) for x in images_of_step(config, 0)))
-    for abstract, array in zip(abstract_minibatch(config, workers), real, strict=True):
+    for abstract, array in zip(abstract_minibatch(config.experiment, workers), real, strict=True):
         assert (abstract.shape, abstract.dtype) == (array.shape, array.dtype)
         assert abstract.sharding == array.sharding
 
@@ -404,12 +417,12 @@ def test_what_is_compiled_for_is_what_arrives():
 def test_a_step_moves_nothing_between_host_and_device():
     config = small_config()
     workers = make_workers(config)
-    steps, state = make(config, workers)
+    train_step, state = make(config, workers)
     minibatch = Examples(*(workers.to_devices(x) for x in images_of_step(config, 0)))
     on_host = jax.device_get(minibatch)
     with jax.transfer_guard("disallow"):
-        state, _ = steps.train(state, minibatch)
-        state, metrics = steps.train(state, minibatch)
+        state, _ = train_step(state, minibatch)
+        state, metrics = train_step(state, minibatch)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            steps.train(state, on_host)
+            train_step(state, on_host)
     assert jnp.isfinite(metrics.loss)

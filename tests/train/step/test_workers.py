@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.config import UsageError
+from train.errors import UsageError
 from train.recipes import digits
 from train.step.workers import Workers, make_workers
 
@@ -15,8 +15,8 @@ LAYOUTS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 8), (2, 4), (4, 2)]
 
 
 def layout(num_devices: int, accumulation_steps: int, **changes: int) -> Workers:
-    config = dataclasses.replace(
-        digits(), batch_size_per_worker=4, accumulation_steps=accumulation_steps, **changes
+    config = digits().replace(
+        batch_size_per_worker=4, accumulation_steps=accumulation_steps, **changes
     )
     return make_workers(config, jax.devices()[:num_devices])
 
@@ -33,7 +33,7 @@ def test_each_worker_is_whole_on_one_device(num_devices: int, accumulation_steps
     worker_of_image = np.repeat(workers.local, 4)
     minibatch = workers.to_devices(worker_of_image)
     assert minibatch.shape == (accumulation_steps, 64 // accumulation_steps)
-    assert minibatch.sharding == workers.divided
+    assert minibatch.sharding == workers.sharded
     # Worker j has images [j·n, (j + 1)·n), in the order of accumulation steps, then devices.
     np.testing.assert_array_equal(np.asarray(minibatch).reshape(-1), np.arange(16).repeat(4))
     for shard in minibatch.addressable_shards:

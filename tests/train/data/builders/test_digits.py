@@ -1,6 +1,5 @@
 """The embedded digits, as tensorflow-datasets prepares and reads them."""
 
-import dataclasses
 import socket
 import subprocess
 import sys
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from train.data.dataset import Dataset, Records, open_dataset
 from train.data.images import decode
-from train.data.minibatches import Dataset, Records, open_dataset
 from train.recipes import digits
 
 REPOSITORY = Path(__file__).parents[4]
@@ -20,7 +19,7 @@ REPOSITORY = Path(__file__).parents[4]
 
 @pytest.fixture(scope="module")
 def dataset(digits_dir: Path) -> Dataset:
-    return open_dataset(dataclasses.replace(digits(), data_dir=digits_dir))
+    return open_dataset(digits().replace(data_dir=digits_dir))
 
 
 def sixteenths(records: Records) -> list[tuple[int, ...]]:
@@ -59,20 +58,20 @@ def test_preparing_them_opens_no_connection(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    dataset = open_dataset(dataclasses.replace(digits(), data_dir=tmp_path))
+    dataset = open_dataset(digits().replace(data_dir=tmp_path))
     assert len(dataset.train.__getitems__([0, 1436])) == 2
 
 
 PREPARE_TOGETHER = """
 import dataclasses, pathlib, sys, time
-from train.data.minibatches import open_dataset
+from train.data.dataset import open_dataset
 from train.recipes import digits
 
 data_dir, started = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 (started / sys.argv[3]).touch()
 while len(list(started.iterdir())) < 2:
     time.sleep(0.01)
-dataset = open_dataset(dataclasses.replace(digits(), data_dir=data_dir))
+dataset = open_dataset(digits().replace(data_dir=data_dir))
 print(len(dataset.train.__getitems__(range(1437))))
 """
 

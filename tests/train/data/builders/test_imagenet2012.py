@@ -4,7 +4,6 @@ The archives made here have the official structure and names, with a few small i
 archives of classes in one, and the first of the 50,000 validation images in the other.
 """
 
-import dataclasses
 import importlib.util
 import io
 import json
@@ -22,8 +21,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from train.data.builders.imagenet2012 import TRAIN, VALIDATION, check_archives, synsets
+from train.data.dataset import Records, open_dataset
 from train.data.images import decode
-from train.data.minibatches import Records, open_dataset
 from train.recipes import imagenet
 
 ROOT = Path(__file__).parents[4]
@@ -165,7 +164,7 @@ def test_from_the_official_archives_to_an_exact_evaluation(whole_archives: Path,
     assert sizes in python_m(prepare)
     assert "already prepared" in python_m(prepare)
 
-    dataset = open_dataset(dataclasses.replace(imagenet(), data_dir=data))
+    dataset = open_dataset(imagenet().replace(data_dir=data))
     assert dataset.num_classes == 1000
     training = stored(dataset.train)
     expected = {
