@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Trains on several hosts by Open MPI, with as many processes on each as stand behind its name:
+# Trains on several hosts with Open MPI; HOSTS gives the number of processes on each host:
 #
 #     HOSTS=node1:1,node2:1 deploy/mpirun.sh imagenet --workdir DIR --data-dir DIR
 #
-# One process takes all GPUs of its host; with as many processes as GPUs each takes one.
-# Needs ssh without a password, and the checkout with its .venv, the data and the workdir at the same
-# paths on every host. Open MPI 5 needs the package mpi4py too.
-set -m # so that Ctrl-C reaches this script alone
+# A single process per host uses all its GPUs; with one process per GPU, each uses one.
+# Needs passwordless ssh, and the checkout with its .venv, the data and the workdir at the same paths
+# on every host. Open MPI 5 also needs the package mpi4py.
+set -m # so that Ctrl-C reaches only this script
 
-# mpirun kills its processes a second after SIGTERM or Ctrl-C, too soon for saving. SIGUSR1 it hands
-# on, so that goes to mpirun, and SIGTERM from that to each process. A signal cuts `wait` short, so
-# the last one is for the exit code. Without --bind-to none each process would have one core.
+# mpirun kills its processes one second after SIGTERM or Ctrl-C, too soon to save. It forwards
+# SIGUSR1, which a wrapper around each process turns into SIGTERM. A signal interrupts `wait`, so the
+# last `wait` returns the exit code. Without --bind-to none, each process would get only one core.
 one_process='
     trap "" USR1
     "$@" &

@@ -1,7 +1,7 @@
-"""`python -m train.inspect [RECIPE] [--flags]`: look at the data before training on it.
+"""Inspects the data before training on it: `python -m train.inspect [RECIPE] [--flags]`.
 
-Writes WORKDIR/inspect.png: the first training images as the network will see them, the first test
-images, and how many images each class has. No accelerator is used, and the workdir stays free.
+Writes WORKDIR/inspect.png: the first training images as the network sees them, the first test
+images, and the number of images of each class. It needs no accelerator and does not lock WORKDIR.
 """
 
 import sys
@@ -25,9 +25,9 @@ from train.step.workers import make_workers
 
 PROG = "python -m train.inspect"
 ROWS, COLUMNS = 5, 8
-MAX_LABELS = 60_000  # counted in each split: a label comes with its image, some 3,000 a second
+MAX_LABELS = 60_000  # per split; each is read with its image, about 3,000 per second
 LABELS_AT_ONCE = 256
-MAX_NAMED_CLASSES = 40  # that find room below a histogram
+MAX_NAMED_CLASSES = 40  # that fit below a histogram
 
 
 def main(args: list[str]) -> int:
@@ -40,7 +40,7 @@ def main(args: list[str]) -> int:
         path = workdir / "inspect.png"
         dataset = open_dataset(config)
         print(
-            f"looking at {dataset.name}: {len(dataset.train)} training and "
+            f"inspecting {dataset.name}: {len(dataset.train)} training and "
             f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes"
         )
         try:
@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
 
 
 def draw(dataset: Dataset, config: Config) -> Figure:
-    """Draw contact sheets of both splits, with their labels, and both histograms of labels."""
+    """Draw a contact sheet with labels and a histogram of labels for each split."""
     figure = Figure(figsize=(16, 10), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(2, 1))
     sheets, histograms = halves
@@ -76,7 +76,7 @@ def draw(dataset: Dataset, config: Config) -> Figure:
 
 
 def first_examples(dataset: Dataset, config: Config) -> tuple[Examples, Examples]:
-    """Read the first training and evaluation images, up to 40, as a run of this config does."""
+    """Read up to 40 of the first training and evaluation images, as a run of this config does."""
 
     def one_worker(num_images: int) -> Plan:
         # The first images of a run are the same for any number of workers.
@@ -95,9 +95,9 @@ def first_examples(dataset: Dataset, config: Config) -> tuple[Examples, Examples
 
 
 def sampled_labels(records: Records, seed: int) -> np.ndarray:
-    """Read the labels, int (N,), of all images, or of `MAX_LABELS` at random where there are more.
+    """Read the labels, int (N,), of all images, or of a random sample of `MAX_LABELS`.
 
-    They are those that come first in a run's first epoch.
+    The sample holds the first images of a run's first epoch.
     """
     examples = epoch_order(seed, 0, len(records))[:MAX_LABELS].tolist()
     return np.array(
@@ -115,8 +115,8 @@ def _draw_sheet(figure: Any, examples: Examples, dataset: Dataset, title: str) -
     for axes in cells:
         axes.axis("off")
     for axes, image, label in zip(cells, examples.images, examples.labels, strict=False):
-        grey = image.shape[-1] == 1
-        axes.imshow(image.squeeze(-1) if grey else image, cmap="gray", vmin=0, vmax=255)
+        gray = image.shape[-1] == 1
+        axes.imshow(image.squeeze(-1) if gray else image, cmap="gray", vmin=0, vmax=255)
         name = "cannot be decoded" if label == NO_LABEL else dataset.class_names[label]
         axes.set_title(name[:14], fontsize=8, pad=2, parse_math=False)
 
@@ -126,7 +126,7 @@ def _draw_histogram(
 ) -> None:
     labels = sampled_labels(records, seed)
     counts = np.bincount(labels, minlength=len(names))
-    which = "all" if len(labels) == len(records) else f"{len(labels)}, at random, of"
+    which = "all" if len(labels) == len(records) else f"a random {len(labels)} of"
     least, most = int(counts.argmin()), int(counts.argmax())
     spread = f"each with {counts[least]} images"
     if counts[least] < counts[most]:
@@ -144,7 +144,7 @@ def _draw_histogram(
             [name[:14] for name in names],
             rotation=45,
             ha="right",
-            parse_math=False,  # a class may well be called $
+            parse_math=False,  # a class name may contain $
         )
 
 

@@ -1,7 +1,7 @@
-"""`python -m train.prepare NAME | image-folder PATH`: write a data set for the trainer, once.
+"""Prepares a data set for the trainer: `python -m train.prepare NAME | image-folder PATH`.
 
-All become ArrayRecord files of tensorflow-datasets, which have random access. A data set appears
-under its name only when it is whole; until then it is a folder `incomplete.*`.
+Data sets are written as ArrayRecord files of tensorflow-datasets, which have random access. A data
+set appears under its name only when it is complete; until then its folder is `incomplete.*`.
 """
 
 import dataclasses
@@ -36,21 +36,21 @@ class Folder:
     """Prepare your own images: PATH/train/CLASS/*.jpg and PATH/validation/CLASS/*.jpg."""
 
     path: tyro.conf.Positional[Path]
-    """Folder with train/ and validation/, or with the classes themselves."""
+    """Folder that contains train/ and validation/, or one folder per class."""
 
     name: str
-    """What to call the data set: python -m train tfds --dataset NAME."""
+    """Name of the data set, for python -m train tfds --dataset NAME."""
 
     held_out: float = 0.1
-    """Share of each class to test on, where there is no folder validation/."""
+    """Fraction of each class to hold out for testing if there is no folder validation/."""
 
     data_dir: Path = Path(constants.DATA_DIR)
-    """Where to write it."""
+    """Folder to write the prepared data set to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuiltIn:
-    """Prepare a data set that tensorflow-datasets knows, such as imagenet2012 or fashion_mnist.
+    """Prepare a data set of tensorflow-datasets, such as imagenet2012 or fashion_mnist.
 
     For your own images: `python -m train.prepare image-folder PATH --name NAME`.
     """
@@ -59,10 +59,10 @@ class BuiltIn:
     """Name of the data set."""
 
     archives: Path | None = None
-    """Folder with the files as they are published, for what cannot be downloaded freely."""
+    """Folder with the published files, for data sets that cannot be downloaded freely."""
 
     data_dir: Path = Path(constants.DATA_DIR)
-    """Where to write it."""
+    """Folder to write the prepared data set to."""
 
 
 def main(args: list[str]) -> int:
@@ -74,18 +74,18 @@ def main(args: list[str]) -> int:
                 prog = f"{PROG} image-folder"
                 return prepare_folder(command_line.parse_options(Folder, args[1:], prog))
             return prepare_built_in(command_line.parse_options(BuiltIn, args, PROG))
-        except OSError as error:  # a folder that may not be used, no network
+        except OSError as error:  # such as a folder without access, or no network
             raise UsageError(" ".join(str(error).split())) from None
 
     return command_line.run(PROG, command)
 
 
 def prepare_folder(options: Folder) -> int:
-    """Prepare a user's own images; TensorFlow is not needed."""
+    """Prepare a user's own images, without TensorFlow."""
     if not re.fullmatch("[a-z][a-z0-9_]*", options.name):
         raise UsageError(
-            f"--name is {options.name}; it must be made of small letters, digits and _, as in "
-            "my_images"
+            f"--name is {options.name}; it must start with a lowercase letter and consist of "
+            "lowercase letters, digits and _, such as my_images"
         )
     if not 0 < options.held_out < 1:
         raise UsageError(f"--held-out is {options.held_out}; it must be between 0 and 1")
@@ -93,13 +93,14 @@ def prepare_folder(options: Folder) -> int:
         return 0
     root = options.path / "train" if (options.path / "train").is_dir() else options.path
     if not root.is_dir():
-        raise UsageError(f"{options.path} is no folder")
+        raise UsageError(f"{options.path} is not a folder")
     train = find_images(root)
     empty = [name for name, paths in train.items() if not paths]
     if not train or empty:
         raise UsageError(
-            f"{root} must hold a folder for each class with images ({', '.join(sorted(ENDINGS))}) "
-            + (f"in it; none are in {', '.join(empty[:5])}" if empty else "in it; it has none")
+            f"{root} must contain a folder for each class with images "
+            f"({', '.join(sorted(ENDINGS))}); "
+            + (f"there are none in {', '.join(empty[:5])}" if empty else "it contains no folder")
         )
     if (options.path / "validation").is_dir():
         test = find_images(options.path / "validation")
@@ -112,8 +113,8 @@ def prepare_folder(options: Folder) -> int:
         single = [name for name, paths in train.items() if len(paths) < 2]
         if single:
             raise UsageError(
-                f"class(es) {', '.join(single[:5])} of {root} have one image; two are needed, to "
-                "train and to test on, or a folder validation/"
+                f"class(es) {', '.join(single[:5])} of {root} have only one image; each needs two, "
+                "to train and to test on, unless there is a folder validation/"
             )
         train, test = hold_out(train, options.held_out)
     make = ImageFolder.named(options.name)
@@ -122,21 +123,21 @@ def prepare_folder(options: Folder) -> int:
 
 
 def prepare_built_in(options: BuiltIn) -> int:
-    """Prepare a data set with tensorflow-datasets' own builder, or ours where it is simpler."""
+    """Prepare a data set with tensorflow-datasets' builder, or with ours if it is simpler."""
     name, archives = options.name, options.archives
     if name == Digits.name:
         print(f"{name} need no preparation; nothing was done")
         return 0
     if archives is not None and not archives.is_dir():
-        raise UsageError(f"--archives {archives} is no folder")
+        raise UsageError(f"--archives {archives} is not a folder")
     if _is_there(name, options.data_dir):
         return 0
     ours = name == fashion_mnist.FashionMnist.name
     if not (ours and archives) and importlib.util.find_spec("tensorflow") is None:
         raise UsageError(
-            f"{name} is prepared by TensorFlow, which is not installed: "
-            "pip install -e '.[prepare]' (training will not need it)"
-            + (" or name the folder of its four files with --archives" if ours else "")
+            f"preparing {name} needs TensorFlow, which is not installed: "
+            "pip install -e '.[prepare]' (training does not need it)"
+            + (", or name the folder with its four files with --archives" if ours else "")
         )
     try:
         if ours and archives:
@@ -149,10 +150,10 @@ def prepare_built_in(options: BuiltIn) -> int:
         _write(builder, DownloadConfig(manual_dir=archives, try_download_gcs=False))
     except tfds.core.DatasetNotFoundError:
         raise UsageError(
-            f"tensorflow-datasets knows no data set {name}; for your own images: "
+            f"tensorflow-datasets has no data set {name}; for your own images, use "
             f"{PROG} image-folder PATH --name NAME"
         ) from None
-    # What TFDS and fashion_mnist raise where archives are missing, cut or other ones than expected.
+    # Raised by TFDS and our checks if archives are missing, truncated or not the expected ones.
     except (AssertionError, ValueError, NonMatchingChecksumError) as error:
         raise UsageError(f"{name}: {' '.join(str(error).split())}") from None
     return 0
@@ -171,7 +172,7 @@ def _is_there(name: str, data_dir: Path) -> bool:
     if builder.info.file_format not in FileFormat.with_random_access():
         raise UsageError(
             f"{name} is prepared in {builder.data_dir} in a format without random access; prepare "
-            "it beside that with another --data-dir"
+            "it again in another --data-dir"
         )
     print(f"{name} is already prepared in {builder.data_dir}; nothing was done")
     return True
@@ -179,15 +180,15 @@ def _is_there(name: str, data_dir: Path) -> bool:
 
 def _write(builder: Any, download: DownloadConfig | None = None) -> None:
     folder = Path(builder.data_dir).parent
-    # What a killed attempt has left is of no use: TFDS starts again from the beginning.
+    # TFDS does not resume a killed preparation but starts over.
     for unfinished in folder.glob("incomplete.*"):
         shutil.rmtree(unfinished)
     try:
         builder.download_and_prepare(download_config=download)
     except BaseException as error:
-        # Ends the progress bars, which would otherwise wipe out the line that says what is wrong.
+        # Ends the progress bars, which would otherwise overwrite the error message.
         traceback.clear_frames(error.__traceback__)
-        if isinstance(error, RuntimeError) and "write() failed" in str(error):  # as on a full disk
+        if isinstance(error, RuntimeError) and "write() failed" in str(error):  # e.g. a full disk
             raise UsageError(" ".join(str(error).split())) from None
         raise
     sizes = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())

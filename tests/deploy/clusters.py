@@ -1,9 +1,9 @@
-"""The committed scripts on a real SLURM of two nodes and under a real mpirun, on this machine.
+"""Tests of the committed scripts on a real SLURM of two nodes and under a real mpirun.
 
     python -m pytest -n0 tests/deploy/clusters.py
 
-Needs slurm-wlm, munge and openmpi-bin of Debian; `.ci/clusters` installs them. SLURM's daemons run
-out of a temporary folder, on ports of their own, and end with the tests.
+They need Debian's slurm-wlm, munge and openmpi-bin, which `.ci/clusters` installs. SLURM's daemons
+run on this machine in a temporary folder, on their own ports, and end with the tests.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 300  # for anything; a slow machine has other work too
-# A whole run, long enough to be stopped in its middle.
+SECONDS = 300  # timeout of every wait, generous for slow machines
+# Flags of a run that is long enough to be stopped midway.
 FLAGS = [
     *("--num-workers", "2", "--num-epochs", "6", "--warmup-epochs", "1"),
     *("--milestones", "3", "5", "--log-every-steps", "5", "--checkpoint-every-steps", "5"),
@@ -39,7 +39,7 @@ def wait_for(condition: Callable[[], Any], what: Callable[[], str]) -> None:
 
 
 def wait_to_start(condition: Callable[[], Any], logs: Callable[[], str]) -> None:
-    """Wait for daemons, which are not ours: where they do not start, there is nothing to test."""
+    """Wait for third-party daemons, and skip the tests if they do not start."""
     try:
         wait_for(condition, logs)
     except AssertionError as error:
@@ -82,14 +82,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Path]:
     """A running SLURM of two nodes; its folder."""
-    # Not below pytest's folder, whose names may be too long for a socket.
+    # Not in pytest's folder, whose path may be too long for a socket.
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     user, host = getpass.getuser(), socket.gethostname()
     controller, *nodes = free_ports(3)
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
-    # Named as addresses, so that no hosts file needs to know them; JAX reads 127.0.0.[1-2].
+    # Nodes are named by their addresses, so they need no hosts file. JAX parses 127.0.0.[1-2].
     node = f"NodeHostname={host} CPUs=2"
     (folder / "slurm.conf").write_text(f"""
 ClusterName=test
@@ -121,7 +121,7 @@ PartitionName=all Nodes=127.0.0.[1-2] Default=YES State=UP MaxTime=INFINITE
         *(f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed"),
         f"--log-file={folder}/munged.log",
     ]
-    # In the foreground, so that they can be ended as they were started.
+    # In the foreground, so that the processes can be terminated.
     commands = [
         [*munged, "--foreground"],
         ["slurmctld", "-D"],
@@ -163,7 +163,7 @@ def said(command: list[str]) -> str:
 
 
 def sbatch(folder: Path, workdir: Path, *options: str) -> str:
-    """Submit the committed script; return the job's number."""
+    """Submit the committed script; return the job ID."""
     return subprocess.check_output(
         [
             *("sbatch", "--parsable", f"--output={folder}/%j.out", *options),
@@ -174,7 +174,7 @@ def sbatch(folder: Path, workdir: Path, *options: str) -> str:
 
 
 def ending(folder: Path, job: str) -> tuple[str, str, str]:
-    """Wait for a job; return its state, its exit code and what it wrote."""
+    """Wait for a job; return its state, its exit code and the end of its output."""
 
     def fields() -> dict[str, str]:
         job_is = said(["scontrol", "show", "job", job, "--oneliner"])
@@ -191,7 +191,7 @@ def ending(folder: Path, job: str) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run by two tasks on two nodes, from its beginning to its end."""
+    """The workdir of an uninterrupted run with two tasks on two nodes."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     state, code, text = ending(slurm, sbatch(slurm, workdir))
     assert (state, code) == ("COMPLETED", "0:0"), text
@@ -203,7 +203,7 @@ def test_sbatch_trains_to_the_end(undisturbed: Path):
     assert steps_made(undisturbed)[-1] == 264
 
 
-def test_a_run_stopped_by_scancel_goes_on_when_submitted_again(
+def test_a_run_stopped_by_scancel_resumes_when_resubmitted(
     slurm: Path, undisturbed: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
@@ -222,8 +222,8 @@ def test_a_run_stopped_by_scancel_goes_on_when_submitted_again(
     assert digest(workdir) == digest(undisturbed)
 
 
-def test_one_process_in_an_allocation_for_two_waits_for_none(slurm: Path, tmp_path: Path):
-    """As in the shell that `salloc` opens on clusters where it is a step of its own."""
+def test_one_process_in_an_allocation_for_two_does_not_wait(slurm: Path, tmp_path: Path):
+    """The shell that `salloc` opens is a step of its own on some clusters."""
     shell = ["srun", "--interactive", "--preserve-env", "--ntasks=1", "--nodes=1"]
     run = subprocess.run(
         [
@@ -238,7 +238,7 @@ def test_one_process_in_an_allocation_for_two_waits_for_none(slurm: Path, tmp_pa
     assert "1 process(es)" in run.stdout
 
 
-def test_mpirun_stopped_by_a_signal_goes_on_and_ends_as_slurm_does(
+def test_mpirun_resumes_after_a_signal_with_the_same_result_as_slurm(
     undisturbed: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"

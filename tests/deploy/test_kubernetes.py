@@ -1,4 +1,4 @@
-"""The files for Kubernetes, read by types that are generated from the published schemas."""
+"""Tests of the Kubernetes files, parsed with types generated from the published schemas."""
 
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,20 @@ def job_spec(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", [*DEPLOY.glob("*.yaml")], ids=lambda path: path.name)
 def test_the_published_types_know_every_field(path: Path):
-    """Wrong types raise; fields that a type does not have are missing from what it writes."""
+    """Wrong types raise; unknown fields are missing from the serialized object."""
     for kind, item in read(path).items():
         assert KINDS[kind].from_dict(item).to_dict() == item
 
 
 @pytest.mark.parametrize("name", ["jobset.yaml", "indexed-job.yaml"])
-def test_jax_finds_what_it_asks_for(name: str):
-    """It counts the processes by `parallelism`, and numbers them by the index."""
+def test_jax_can_count_and_index_the_processes(name: str):
+    """JAX counts the processes by `parallelism` and uses the index of the completion."""
     spec = job_spec(name)
     assert spec["completionMode"] == "Indexed"
     assert spec["parallelism"] == spec["completions"]
 
 
-def test_pods_of_the_indexed_job_find_each_other_by_name():
+def test_pods_of_the_indexed_job_resolve_each_other_by_name():
     service = read(DEPLOY / "indexed-job.yaml")["v1 Service"]
     job = read(DEPLOY / "indexed-job.yaml")["batch/v1 Job"]
     assert service["spec"]["clusterIP"] == "None"

@@ -1,4 +1,4 @@
-"""The scripts, as far as they can be tried without a cluster; clusters.py has real ones."""
+"""Tests of the scripts without a cluster; clusters.py tests them on real ones."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def test_shellcheck_finds_nothing(path: Path):
     assert (said.returncode, said.stdout.decode()) == (0, "")
 
 
-def test_every_host_of_a_tpu_pod_gets_the_words_as_they_were_given(tmp_path: Path):
+def test_every_host_of_a_tpu_pod_gets_the_unchanged_arguments(tmp_path: Path):
     bash = shutil.which("bash")
     assert bash is not None
     python = tmp_path / "optax-warmup" / ".venv" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""The picture of the data before training: the very images of a run, and how many of each class."""
+"""Tests of the picture of the data: a run's exact images, and the number of each class."""
 
 import io
 import os
@@ -25,7 +25,7 @@ from train.step.workers import make_workers
 
 
 class Squares:
-    """Images of one colour in memory, whose label is their index modulo the number of classes."""
+    """Images of one color in memory, labeled by their index modulo the number of classes."""
 
     def __init__(self, num_examples: int, num_classes: int) -> None:
         self.num_examples, self.num_classes = num_examples, num_classes
@@ -54,7 +54,7 @@ def squares(num_train: int, num_evaluation: int, class_names: list[str]) -> Data
 
 
 def drawn(dataset: Dataset, config: Config) -> tuple[list[Axes], list[Axes], list[Axes]]:
-    """The cells of both sheets that hold an image, and the two histograms."""
+    """Cells of both contact sheets that hold an image, and the two histograms."""
     sheets, histograms = draw(dataset, config).subfigs
     left, right = ([axes for axes in s.axes if axes.images] for s in sheets.subfigs)
     return left, right, histograms.axes
@@ -69,7 +69,7 @@ def heights(histogram: Axes) -> list[float]:
 
 
 @pytest.mark.parametrize("num_workers", [8, 64])
-def test_the_digits_are_shown_as_the_first_minibatch_has_them(
+def test_the_images_are_those_of_the_first_minibatch(
     digits_config: Callable[..., Config], num_workers: int
 ):
     config = digits_config(num_workers=num_workers, seed=3)
@@ -90,7 +90,7 @@ def test_the_digits_are_shown_as_the_first_minibatch_has_them(
     )
 
 
-def test_a_thousand_classes_in_colour_without_names_below_them():
+def test_a_thousand_classes_in_color_have_no_names_below_the_histogram():
     config = imagenet().replace(image_size=16)
     dataset = squares(1500, 20, [f"n{label:08d}" for label in range(1000)])
     left, right, (train, evaluation) = drawn(dataset, config)
@@ -104,7 +104,7 @@ def test_a_thousand_classes_in_colour_without_names_below_them():
     assert len(train.get_xticks()) < 20
 
 
-def test_any_name_of_a_class_is_drawn():
+def test_any_class_name_can_be_drawn():
     names = ["$_$", "a name that is too long to stand above an image"]
     config = imagenet().replace(image_size=16)
     figure = draw(squares(3, 2, names), config)
@@ -117,33 +117,33 @@ def test_any_name_of_a_class_is_drawn():
 
 
 class NoImages(Squares):
-    """Labels alone, for speed."""
+    """Labels without images, for speed."""
 
     def png(self, index: int) -> bytes:
         return b""
 
 
-def test_of_many_labels_a_sample_is_counted():
+def test_a_sample_is_counted_if_there_are_many_labels():
     labels = sampled_labels(NoImages(MAX_LABELS + 1000, MAX_LABELS + 1000), seed=0)
     assert len(labels) == len(set(labels.tolist())) == MAX_LABELS
     assert labels.max() > MAX_LABELS  # not the first ones
     assert sorted(sampled_labels(NoImages(300, 300), seed=0)) == list(range(300))
 
 
-def test_the_command_writes_a_picture_and_leaves_the_workdir_free(digits_dir: Path, tmp_path: Path):
+def test_the_command_writes_only_the_picture_to_the_workdir(digits_dir: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "train.inspect", "--workdir", str(workdir)]
     done = subprocess.run(
         [*command, "--data-dir", str(digits_dir), "--num-workers", "64"],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cuda"},  # it takes no accelerator
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},  # no accelerator is needed
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "looking at digits: 1437 training and 360 test images, 10 classes",
+        "inspecting digits: 1437 training and 360 test images, 10 classes",
         f"wrote {workdir / 'inspect.png'}",
     ]
     assert [path.name for path in workdir.iterdir()] == ["inspect.png"]
@@ -159,7 +159,7 @@ def test_the_command_writes_a_picture_and_leaves_the_workdir_free(digits_dir: Pa
         (["--image-size", "4"], "--image-size is 4"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_bad_arguments_are_reported_in_one_line(
     digits_dir: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ):
     assert main([*flags, "--data-dir", str(digits_dir)]) == 2

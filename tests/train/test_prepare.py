@@ -1,4 +1,4 @@
-"""Preparing data sets: a user's own images, and those that tensorflow-datasets knows."""
+"""Tests of preparing data sets: a user's own images, and those of tensorflow-datasets."""
 
 import gzip
 import importlib.util
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def test_a_folder_becomes_a_data_set_with_the_very_bytes_of_its_files(
+def test_a_folder_becomes_a_data_set_with_the_exact_bytes_of_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     images, data = tmp_path / "images", tmp_path / "data"
@@ -85,15 +85,15 @@ def test_a_share_of_each_class_is_held_out():
 @pytest.mark.parametrize(
     ("make", "flags", "words"),
     [
-        ({}, [], "no folder"),
-        ({"a": 0}, [], "none are in a"),
+        ({}, [], "not a folder"),
+        ({"a": 0}, [], "none in a"),
         ({"a": 3, "b": 1}, [], "class(es) b"),
         ({"a": 3, "b": 3}, ["--held-out", "1"], "--held-out is 1.0"),
         ({"a": 3, "b": 3}, ["--name", "My-Images"], "--name is My-Images"),
         ({"train/a": 3, "train/b": 3, "validation/a": 3}, [], "class(es) b in only one"),
     ],
 )
-def test_a_folder_that_will_not_do_is_one_line(
+def test_an_unsuitable_folder_is_reported_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     make: dict[str, int],
@@ -105,7 +105,7 @@ def test_a_folder_that_will_not_do_is_one_line(
     command = ["image-folder", str(tmp_path / "images"), "--name", "mine"]
     assert main([*command, "--data-dir", str(tmp_path / "data"), *flags]) == 2
     said = capsys.readouterr()
-    assert words in said.err.replace("in it; ", "")
+    assert words in said.err
     assert said.err.count("\n") == 1
     assert not list(tmp_path.rglob("*array_record*"))
 
@@ -126,7 +126,7 @@ runpy.run_module("train.prepare", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_preparation_leaves_nothing_that_counts(tmp_path: Path, number: signal.Signals):
+def test_an_interrupted_preparation_leaves_no_data_set(tmp_path: Path, number: signal.Signals):
     images, data = tmp_path / "images", tmp_path / "data"
     write_images(images / "a", 300, 0)
     write_images(images / "b", 300, 100)
@@ -148,7 +148,7 @@ def test_a_stopped_preparation_leaves_nothing_that_counts(tmp_path: Path, number
     assert len(opened("mine", data).train) == 540
 
 
-def test_a_disk_that_takes_no_more_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images, data = tmp_path / "images", tmp_path / "data"
     for name in "ab":
         (images / name).mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path: Path, capsys: pytest.Ca
         assert main(["image-folder", str(images), "--name", "mine", "--data-dir", str(data)]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # Nothing follows it: a progress bar that goes up a line would wipe it out.
+    # The message is the last output; a progress bar that moves up a line would overwrite it.
     last = re.split("[\r\n]+|\x1b\\[A", capsys.readouterr().err.rstrip("\n"))[-1]
     assert last.startswith("python -m train.prepare: ")
     assert "File too large" in last
@@ -185,7 +185,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def archives(tmp_path: Path) -> Path:
-    """Four files in the structure of Fashion-MNIST's, with fewer images."""
+    """Four files in the format of Fashion-MNIST, with fewer images."""
     folder = tmp_path / "archives"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -196,8 +196,8 @@ def archives(tmp_path: Path) -> Path:
     return folder
 
 
-def test_fashion_mnist_comes_from_its_four_files(archives: Path, tmp_path: Path):
-    # One of them unpacked, as somebody may have it.
+def test_fashion_mnist_is_prepared_from_its_four_files(archives: Path, tmp_path: Path):
+    # One file is already unpacked, as some users have it.
     zipped = archives / "train-labels-idx1-ubyte.gz"
     zipped.with_suffix("").write_bytes(gzip.decompress(zipped.read_bytes()))
     zipped.unlink()
@@ -212,7 +212,7 @@ def test_fashion_mnist_comes_from_its_four_files(archives: Path, tmp_path: Path)
     labels: list[int] = []
     for record in dataset.train.__getitems__(range(30)):
         image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_UNCHANGED)
-        (place,) = np.flatnonzero((expected == image).all((1, 2)))  # TFDS has shuffled them
+        (place,) = np.flatnonzero((expected == image).all((1, 2)))  # TFDS shuffles the images
         assert record["label"] == place % 10
         labels.append(record["label"])
     assert sorted(labels) == sorted(np.arange(30) % 10)
@@ -228,7 +228,7 @@ def test_fashion_mnist_comes_from_its_four_files(archives: Path, tmp_path: Path)
         ),
         (
             lambda folder: cut_inside(folder / "t10k-images-idx3-ubyte.gz"),
-            "values where its head says",
+            "values, but its header says",
         ),
         (
             lambda folder: overwrite_inside(folder / "train-images-idx3-ubyte.gz"),
@@ -250,7 +250,7 @@ def test_fashion_mnist_comes_from_its_four_files(archives: Path, tmp_path: Path)
         ),
     ],
 )
-def test_damaged_archives_are_one_line(
+def test_damaged_archives_are_reported_in_one_line(
     archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, words: str
 ):
     damage(archives)
@@ -267,7 +267,7 @@ def test_damaged_archives_are_one_line(
     importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed here"
 )
 @pytest.mark.parametrize("name", ["imagenet2012", "fashion_mnist", "cifar10"])
-def test_where_tensorflow_is_missing_one_line_says_what_to_install(
+def test_a_missing_tensorflow_is_reported_with_the_command_to_install_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
     assert main([name, "--data-dir", str(tmp_path)]) == 2
@@ -281,13 +281,13 @@ def test_where_tensorflow_is_missing_one_line_says_what_to_install(
     [
         (["two words"], "two words cannot be prepared; a name is NAME, NAME/CONFIG or"),
         (["../digits"], "../digits cannot be prepared"),
-        (["fashion_mnist", "--archives", "/nowhere"], "--archives /nowhere is no folder"),
+        (["fashion_mnist", "--archives", "/nowhere"], "--archives /nowhere is not a folder"),
         (["fashion_mnist", "--archives", ".", "--data-dir", "/dev/null/x"], "/dev/null/x"),
         (["image-folder", ".", "--name", "a", "--data-dir", "/dev/null/x"], "/dev/null/x"),
         ([], "Name of the data set"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_bad_arguments_are_reported_in_one_line(
     archives: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -307,7 +307,7 @@ def test_digits_need_no_preparation(capsys: pytest.CaptureFixture[str]):
     assert "digits need no preparation" in capsys.readouterr().out
 
 
-def test_paths_may_be_relative_or_begin_at_home(
+def test_paths_may_be_relative_or_start_with_a_tilde(
     archives: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("HOME", str(archives.parent))
@@ -318,19 +318,19 @@ def test_paths_may_be_relative_or_begin_at_home(
     assert "already prepared" in capsys.readouterr().out
 
 
-def test_data_without_random_access_are_not_taken_for_prepared(
+def test_data_without_random_access_does_not_count_as_prepared(
     archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     command = ["fashion_mnist", "--archives", str(archives), "--data-dir", str(tmp_path)]
     assert main(command) == 0
-    # Only TensorFlow can write tfrecord; the format that the metadata names decides already.
+    # Only TensorFlow can write tfrecord, but the format in the metadata is what is checked.
     path = tmp_path / "fashion_mnist" / "3.0.1" / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     assert main(command) == 2
-    assert "without random access; prepare it beside that with" in capsys.readouterr().err
+    assert "without random access; prepare it again in another" in capsys.readouterr().err
 
 
-def test_no_tensorflow_is_imported(archives: Path, tmp_path: Path):
+def test_tensorflow_is_not_imported(archives: Path, tmp_path: Path):
     trap = tmp_path / "trap" / "tensorflow"
     trap.mkdir(parents=True)
     (trap / "__init__.py").write_text(

@@ -1,9 +1,9 @@
-"""Who started this process, and how it finds the others of its run.
+"""Detecting the launcher of this process, and joining the other processes of its run.
 
-A launcher tells each process that it starts how many there are, and JAX finds the others by the
-same variables. But JAX takes all that is allocated for started: in an interactive shell of SLURM,
-or with variables that an earlier launch left behind, it waits for processes that never come. So it
-is asked to look for others only where a launcher says that this process is not alone.
+A launcher tells each process how many processes it has started, and JAX finds the others from the
+same variables. But JAX assumes that every allocated task has been started. In an interactive SLURM
+shell, or with variables left behind by an earlier launcher, it waits for processes that never come.
+So JAX is asked to find others only if a launcher reports more than one process.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ import jax
 from train.config import Machine
 from train.errors import UsageError
 
-# Of each launcher: its name, JAX's method, and the variables that say how many processes there are,
-# which of them this is, and how many are on this host. mpirun stands first, since it may start
-# helpers of its own by srun. SLURM's are those of the step: the allocation's, such as SLURM_NTASKS,
-# stand in an interactive shell too.
+# Name of each launcher, JAX's detection method, and the variables that hold the number of
+# processes, the index of this one, and the number of processes on this host. Open MPI comes first,
+# since mpirun may start its helpers with srun. SLURM's variables are those of the step: those of
+# the allocation, such as SLURM_NTASKS, are also set in an interactive shell.
 COUNTED = (
     (
         *("Open MPI", "ompi"),
@@ -32,54 +32,54 @@ COUNTED = (
         *("SLURM", "slurm"),
         *("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE"),
     ),
-    ("MPI", "mpi4py", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),  # MPICH's and Intel's
+    ("MPI", "mpi4py", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),  # MPICH and Intel MPI
 )
 
-# When one process dies, or ends by an error, JAX ends the others and says which it was. By its own
-# timeouts they would wait for it for minutes.
+# If a process dies or fails, JAX ends the others and reports which one it was. With JAX's default
+# timeouts, this would take minutes.
 TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": 20, "shutdown_timeout_seconds": 30}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What a launcher says of the processes that it has started."""
+    """Processes of a run, as reported by their launcher."""
 
     launcher: str
-    """Its name, for people."""
+    """Name of the launcher, for messages."""
 
     method: str | None = None
-    """The `cluster_detection_method` of JAX; None leaves it to JAX."""
+    """JAX's `cluster_detection_method`; None lets JAX choose."""
 
     package: str | None = None
-    """What must be installed for it."""
+    """Package that the method needs; None if it needs none."""
 
     num_processes: int | None = None
-    """How many there are; None if JAX has to ask."""
+    """Number of processes; None if JAX must detect it."""
 
     process_id: int | None = None
-    """Which of them this is, likewise."""
+    """Index of this process; None if JAX must detect it."""
 
     one_gpu: bool = False
-    """Whether this one takes the GPU of its number on its host, and not all that it sees."""
+    """Use only the GPU that matches this process's index on its host, not all visible GPUs."""
 
 
 def find_launch(environ: Mapping[str, str], platforms: str = "") -> Launch | None:
-    """Find out who has started this process together with others.
+    """Detect the launcher that has started this process together with others.
 
     Args:
-        environ: the environment's variables.
-        platforms: of JAX, separated by commas; on a TPU machine JAX names `tpu` by itself.
+        environ: the environment variables.
+        platforms: JAX's platforms, separated by commas; on a TPU machine, JAX itself sets `tpu`.
 
     Returns:
-        What the launcher says; None if this process is alone.
+        The processes that the launcher reports; None if this process is alone.
     """
     for launcher, method, total, this, on_this_host in COUNTED:
         if this in environ and int(environ.get(total) or 1) > 1:
             if method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environ:
-                method = "mpi4py"  # since version 5 it does not say where process 0 is
-            # SLURM writes 1(x4) for one on each of four hosts.
+                method = "mpi4py"  # Open MPI 5 and later hide the address of process 0
+            # SLURM writes 1(x4) for one process on each of four hosts.
             alone = re.fullmatch(r"1(\(x\d+\))?", environ.get(on_this_host, "1"))
-            # --gpus-per-task shows each process one GPU, whatever its number.
+            # With --gpus-per-task, each process sees only its own GPU.
             sees_one = "," not in environ.get("CUDA_VISIBLE_DEVICES", ",")
             return Launch(
                 launcher=launcher,
@@ -101,13 +101,13 @@ def find_launch(environ: Mapping[str, str], platforms: str = "") -> Launch | Non
 
 
 def join_processes(machine: Machine) -> None:
-    """Join the other processes of this run, if there are any; before JAX's first use.
+    """Join the other processes of this run, if any. Call this before the first use of JAX.
 
     Raises:
-        UsageError: if they cannot be found.
+        UsageError: if the other processes cannot be found.
     """
     if machine.coordinator_address is not None:
-        _say_that_it_waits(f"{machine.num_processes} processes at {machine.coordinator_address}")
+        _report_waiting(f"{machine.num_processes} processes at {machine.coordinator_address}")
         jax.distributed.initialize(
             machine.coordinator_address,
             machine.num_processes,
@@ -120,25 +120,27 @@ def join_processes(machine: Machine) -> None:
 
 
 def _join(launch: Launch) -> None:
-    others = f"{launch.launcher} has started this process among others, which JAX cannot find"
-    flags = "--coordinator-address, --num-processes and --process-id name them too"
+    problem = (
+        f"{launch.launcher} launched this process as one of several, but JAX cannot find the others"
+    )
+    flags = "pass --coordinator-address, --num-processes and --process-id"
     if launch.package is not None and importlib.util.find_spec(launch.package) is None:
-        raise UsageError(f"{others} without the package {launch.package}: install it; {flags}")
+        raise UsageError(f"{problem} without the package {launch.package}: install it, or {flags}")
     if launch.process_id == 0:
-        _say_that_it_waits(f"the {launch.num_processes or ''} processes of {launch.launcher}")
+        _report_waiting(f"{launch.num_processes or 'all'} processes of {launch.launcher}")
     try:
         jax.distributed.initialize(
             num_processes=launch.num_processes,
-            # None is JAX's rule, one GPU a process; an empty list is all.
+            # None is JAX's default, one GPU per process; an empty list means all GPUs.
             local_device_ids=None if launch.one_gpu else [],
             cluster_detection_method=launch.method,
             **TIMEOUTS,
         )
-    except Exception as error:  # each method has errors of its own
+    except Exception as error:  # each method raises errors of its own
         if launch.launcher == "TPU" and isinstance(error, ValueError):
-            return  # a TPU machine outside of a pod
-        raise UsageError(f"{others}: {' '.join(str(error).split())}; {flags}") from error
+            return  # a TPU machine outside a pod
+        raise UsageError(f"{problem}: {' '.join(str(error).split())}; {flags}") from error
 
 
-def _say_that_it_waits(whom: str) -> None:
-    print(f"waiting for {whom}", file=sys.stderr, flush=True)
+def _report_waiting(processes: str) -> None:
+    print(f"waiting for {processes}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Stopping between two steps when a person or a cluster asks for it."""
+"""Stopping between two steps, on a signal or a cluster's preemption notice."""
 
 import os
 import signal
@@ -10,13 +10,14 @@ from jax.experimental import multihost_utils
 
 
 class StopOnSignal:
-    """While entered, SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once.
+    """Context in which SIGINT and SIGTERM request a stop; a second SIGINT kills the process.
 
-    Where `jax.distributed` runs, SIGTERM is left to it: it is the cluster's notice of preemption,
-    of which JAX tells all processes, and at which step they stop. SIGINT is made the same there.
+    If `jax.distributed` is running, it handles SIGTERM as the cluster's preemption notice: JAX
+    announces it to all processes, with the step after which they stop. In that case SIGINT is
+    turned into SIGTERM.
 
     Attributes:
-        requested: whether a signal has come.
+        requested: whether a signal has requested a stop.
     """
 
     def __init__(self) -> None:
@@ -31,11 +32,11 @@ class StopOnSignal:
         return self
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after `step` updates; to be asked after each, by every process."""
+        """Return whether to stop after `step` updates. All processes must call it every step."""
         if self._first_step is None:
             self._first_step = step
-        # A notice that comes before the first question names number 1, and JAX says so at no other;
-        # so the numbers begin with 1 where a run goes on, too.
+        # If preemption is announced before the first call, JAX reports it at sync point 1 only, so
+        # sync points count from 1 even in a resumed run.
         number = 1 + step - self._first_step
         return self.requested or multihost_utils.reached_preemption_sync_point(number)
 
@@ -48,6 +49,6 @@ class StopOnSignal:
             signal.raise_signal(signal.SIGTERM)
         else:
             self.requested = True
-        # Written past Python's buffers, which the signal may have found in the middle of a write.
+        # Bypasses Python's buffers, because the signal may have interrupted a write to them.
         os.write(2, b"\nstopping after this step; saving ...\n")
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Images of noise in the place of a data set, to measure the training step alone."""
+"""Noise images instead of a data set, to benchmark the training step in isolation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +11,17 @@ CLASSES_AND_IMAGES = {
     "fashion_mnist": (10, 60_000),
     "imagenet2012": (1_000, 1_281_167),
 }
-"""How many classes and training images the data sets have whose place it can take."""
+"""Numbers of classes and of training images of the data sets that noise can replace."""
 
-SIDE = 8  # of the stored images, in pixels; the pipeline brings them to the size that it needs
+SIDE = 8  # pixels; the pipeline resizes the stored images
 
 
 class Noise:
-    """Random access to images of noise with random labels, each a function of its index alone.
+    """Random-access noise images with random labels; each depends only on its index.
 
     Args:
-        num_examples: how many there are.
-        num_classes: how many different labels.
+        num_examples: number of images.
+        num_classes: number of distinct labels.
     """
 
     def __init__(self, num_examples: int, num_classes: int) -> None:

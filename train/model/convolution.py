@@ -1,8 +1,8 @@
-"""Convolution and pooling in the form that the platform is fast at.
+"""Convolution and pooling, in the form that is fastest on the platform.
 
-On CPUs XLA computes a matrix product in half the time of the 1x1 convolution that it is, with its
-gradients, and a chain of comparisons in a fifth of the time of a pooling's window reduction, with
-its gradient. Other platforms get XLA's own operations, which it fuses better there.
+On CPUs, XLA computes a matrix product in half the time of the equivalent 1x1 convolution, and a
+chain of comparisons in a fifth of the time of a window reduction for pooling, each including its
+gradients. Other platforms use XLA's own operations, which fuse better there.
 
 Shapes: B images, H rows, W columns, C channels, O output channels.
 """
@@ -23,14 +23,14 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """Convolve as `jax.lax.conv_general_dilated`, whose place this takes in `nnx.Conv`.
+    """Convolve; a drop-in replacement for `jax.lax.conv_general_dilated`, for `nnx.Conv`.
 
     Args:
         x_bhwc: images.
-        kernel_hwco: of any size; 1x1 kernels are the ones with another form.
-        strides: along H and W.
-        padding: before and after, along H and W; none around a 1x1 kernel.
-        options: as `nnx.Conv` passes them where neither dilated nor grouped.
+        kernel_hwco: kernel of any size; only 1x1 kernels become matrix products.
+        strides: strides along H and W.
+        padding: padding before and after, along H and W; zero for a 1x1 kernel.
+        options: other arguments that `nnx.Conv` passes, without dilation or feature groups.
     """
     convolution = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
@@ -40,16 +40,16 @@ def convolve(
 
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x = x[:, :: strides[0], :: strides[1]]
-        # Two axes, because gradients of products with more are transposed by way of copies.
+        # Two axes, because the gradients of products with more need transposed copies.
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
     return jax.lax.platform_dependent(x_bhwc, kernel_hwco, cpu=product, default=convolution)
 
 
 def max_pool(x_bhwc: jax.Array) -> jax.Array:
-    """Take the largest of 3x3 pixels around every second one, of values that are not negative.
+    """Pool nonnegative values to the maximum of 3x3 windows, with stride 2.
 
-    Where several are largest, the first has the gradient, in rows from the top.
+    Among equal maxima, the first in row-major order gets the gradient.
     """
     border = ((0, 0), (1, 1), (1, 1), (0, 0))
 
@@ -59,7 +59,7 @@ def max_pool(x_bhwc: jax.Array) -> jax.Array:
 
     def comparisons(x: jax.Array) -> jax.Array:
         _, h, w, _ = x.shape
-        x = jnp.pad(x, border)  # with a value as low as any
+        x = jnp.pad(x, border)  # no value is below zero
         pixels = (
             x[:, top : h + top : 2, left : w + left : 2]
             for top, left in itertools.product(range(3), repeat=2)

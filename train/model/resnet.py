@@ -1,6 +1,6 @@
-"""Residual networks with batch normalisation per worker (paper, sections 2.3 and 5.1).
+"""Residual networks with batch normalization per worker (paper, sections 2.3 and 5.1).
 
-Shapes: B images, H rows, W columns, C channels; n images a worker (`group_size`). The network
+Shapes: B images, H rows, W columns, C channels; n images per worker (`group_size`). The network
 knows neither mesh nor optimizer.
 """
 
@@ -14,26 +14,26 @@ from flax import nnx
 
 from train.model.convolution import convolve, max_pool
 
-BN_MOMENTUM = 0.9  # of the running averages (paper, section 5.1)
+BN_MOMENTUM = 0.9  # for running averages (paper, section 5.1)
 BN_EPSILON = 1e-5
 
-# He et al. (2015) with the fan of the outputs, as in the ResNets that the paper builds on.
+# He et al. (2015) in fan-out mode, as in the ResNets that the paper builds on.
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 head_normal = nnx.initializers.normal(0.01)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What tells one ResNet from another."""
+    """Shape of a ResNet."""
 
     blocks: tuple[int, ...]
     """Number of residual blocks in each stage."""
     bottleneck: bool
-    """Blocks of 1x1, 3x3, 1x1 convolutions instead of two of 3x3."""
+    """Use blocks of 1x1, 3x3 and 1x1 convolutions instead of two 3x3 ones."""
     width: int = 64
-    """Channels of the first stage; each later one has twice as many."""
+    """Number of channels of the first stage; each later stage doubles it."""
     small_stem: bool = False
-    """A 3x3 convolution of stride 1 instead of a 7x7 of stride 2 and a pooling."""
+    """Use a 3x3 convolution of stride 1 instead of a 7x7 one of stride 2 and pooling."""
 
 
 ARCHITECTURES = {
@@ -47,15 +47,15 @@ ARCHITECTURES = {
 
 
 class WorkerBatchNorm(nnx.Module):
-    """Batch normalisation in which each group of n images is normalised by itself.
+    """Batch normalization that normalizes each group of n images separately.
 
-    In training the statistics of a group are its own; the running averages take the mean over all
-    groups. Statistics and arithmetic are float32, the variance is never negative.
+    In training, each group uses its own statistics, and the running averages take the mean over
+    all groups. Statistics and arithmetic are float32; the variance is never negative.
 
     Args:
-        num_channels: C.
-        group_size: n, the images of one worker.
-        zero_scale: start γ at 0 instead of 1.
+        num_channels: number of channels C.
+        group_size: number of images n of one worker.
+        zero_scale: initialize γ to 0 instead of 1.
     """
 
     def __init__(self, num_channels: int, group_size: int, *, zero_scale: bool = False) -> None:
@@ -67,7 +67,7 @@ class WorkerBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((num_channels,), jnp.float32))
 
     def __call__(self, x_bhwc: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise (B, H, W, C), B being a multiple of n in training."""
+        """Normalize (B, H, W, C); in training, B must be a multiple of n."""
         c = x_bhwc.shape[-1]
         if not train:
             mean, var = self.mean[...].reshape(1, 1, 1, c), self.var[...].reshape(1, 1, 1, c)
@@ -75,7 +75,7 @@ class WorkerBatchNorm(nnx.Module):
         x_gnhwc = x_bhwc.reshape(-1, self.group_size, *x_bhwc.shape[1:])
         x32 = x_gnhwc.astype(jnp.float32)
         mean = x32.mean((1, 2, 3), keepdims=True)
-        # One pass over the data; rounding may leave it a little below zero.
+        # E[x²] - E[x]² takes one pass over the data, but rounding can make it negative.
         var = jnp.maximum(jnp.square(x32).mean((1, 2, 3), keepdims=True) - jnp.square(mean), 0)
         for running, batch in ((self.mean, mean), (self.var, var)):
             running[...] = BN_MOMENTUM * running[...] + (1 - BN_MOMENTUM) * batch.reshape(
@@ -87,13 +87,13 @@ class WorkerBatchNorm(nnx.Module):
 def _normalize(x: jax.Array, mean: jax.Array, var: jax.Array, bn: WorkerBatchNorm) -> jax.Array:
     ones = (1,) * (x.ndim - 1)
     scale = jax.lax.rsqrt(var + BN_EPSILON) * bn.scale[...].reshape(*ones, -1)
-    # One product and one sum a value, of which the gradient keeps no copy but x itself.
+    # One multiplication and one addition per value; the backward pass then stores only x.
     offset = bn.bias[...].reshape(*ones, -1) - mean * scale
     return (x.astype(jnp.float32) * scale + offset).astype(x.dtype)
 
 
 class ConvBN(nnx.Module):
-    """A convolution without bias, padded as for odd kernels, then batch normalisation."""
+    """A convolution without bias, padded for odd kernels, then batch normalization."""
 
     def __init__(
         self,
@@ -122,14 +122,14 @@ class ConvBN(nnx.Module):
         self.bn = WorkerBatchNorm(out_channels, group_size, zero_scale=zero_scale)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Convolve and normalise (B, H, W, C)."""
+        """Convolve and normalize (B, H, W, C)."""
         return self.bn(self.conv(x), train=train)
 
 
 class Block(nnx.Module):
-    """A residual block; γ of its last batch normalisation starts at 0 (paper, section 5.1).
+    """A residual block; γ of its last batch normalization starts at 0 (paper, section 5.1).
 
-    So a block starts as the identity. A bottleneck has its stride on the 3x3 convolution.
+    So a new block is the identity. A bottleneck has its stride on the 3x3 convolution.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Block(nnx.Module):
         self.shortcut = make(in_channels, out_channels, 1, stride) if changes_shape else None
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Add to (B, H, W, C), or to its projection, what the layers make of it."""
+        """Add the layers' output for (B, H, W, C) to the input or its projection."""
         shortcut = x if self.shortcut is None else self.shortcut(x, train=train)
         *inner, last = self.layers
         for layer in inner:
@@ -162,15 +162,15 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network (He et al. 2016) as section 5.1 of the paper initialises it.
+    """A residual network (He et al. 2016), initialized as in section 5.1 of the paper.
 
     Args:
         architecture: one of `ARCHITECTURES`.
-        num_classes: of the final layer.
-        num_input_channels: 3 for RGB, 1 for greyscale.
-        group_size: n, the images over which batch normalisation takes its statistics.
-        dtype: of the arithmetic; parameters, statistics and logits are float32.
-        rngs: of the initial parameters.
+        num_classes: number of classes.
+        num_input_channels: 3 for RGB, 1 for grayscale.
+        group_size: number of images n that batch normalization normalizes together.
+        dtype: compute dtype; parameters, statistics and logits are float32.
+        rngs: random generators for the initial parameters.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class ResNet(nnx.Module):
         )
 
     def __call__(self, x_bhwc: jax.Array, *, train: bool) -> jax.Array:
-        """Logits (B, classes) in float32 of normalised images (B, H, W, C)."""
+        """Compute float32 logits (B, classes) of normalized images (B, H, W, C)."""
         x = nnx.relu(self.stem(x_bhwc, train=train))
         if not self.small_stem:
             x = max_pool(x)

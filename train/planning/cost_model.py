@@ -1,6 +1,7 @@
-"""How long a step takes: what its compiled program says, and formulas for what it does not.
+"""Step-time model: compute from the compiled program, communication from formulas.
 
-Times are seconds, sizes bytes, bandwidths bytes a second. Nothing here needs a TPU or its compiler.
+Times are in seconds, sizes in bytes, bandwidths in bytes per second. Neither a TPU nor its compiler
+is needed.
 """
 
 import dataclasses
@@ -12,19 +13,19 @@ BYTES_OF = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What a kind of TPU is assumed to do."""
+    """Assumed properties of one kind of TPU."""
 
     hbm_bytes: int
-    """Memory of a chip."""
+    """Memory of a chip, in bytes."""
     clock_hz: float
-    """Of the cycles that the compiler counts."""
+    """Clock rate that converts the compiler's cycles to seconds."""
     link_bandwidth: float
-    """Of one link between chips, in one direction."""
+    """Bandwidth of one link between chips, in one direction."""
 
 
-# Memory as in cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Clocks are the published peak in bfloat16
-# over what all matrix units do in a cycle: for v5e 197e12 / (4 · 128² · 2). Links are 90 % of the
-# published bandwidth.
+# Memory is from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Clock rates are the published bfloat16
+# peak divided by the FLOPs of all matrix units per cycle: for v5e, 197e12 / (4 · 128² · 2). Links
+# have 90 % of the published bandwidth.
 CHIPS = {
     "v4": Chip(hbm_bytes=32 * 2**30, clock_hz=1.05e9, link_bandwidth=45e9),
     "v5e": Chip(hbm_bytes=16 * 2**30, clock_hz=1.5e9, link_bandwidth=45e9),
@@ -35,41 +36,42 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class AllReduce:
-    """One reduction over all chips, as scheduled."""
+    """An all-reduce over all chips, as scheduled."""
 
     num_bytes: int
-    """That each chip gives and gets."""
+    """Bytes that each chip contributes and receives."""
     overlapped_cycles: int
-    """Of compute between its start and its end; 0 if the chip waits for it."""
+    """Compute cycles between its start and its end; 0 if the chip blocks on it."""
     estimated_cycles: int | None
-    """Of its own, if the compiler says so."""
+    """Cycles of the all-reduce itself; None if the compiler does not estimate them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What one chip does in a step, in order."""
+    """Compute and all-reduces of one chip in a step."""
 
     compute_cycles: int
-    """As the compiler estimates them."""
+    """Cycles of all other operations, as estimated by the compiler."""
     all_reduces: tuple[AllReduce, ...]
+    """All-reduces in the order of their start."""
 
     @property
     def num_bytes(self) -> int:
-        """Reduced in a step."""
+        """Bytes that each chip reduces in a step."""
         return sum(reduction.num_bytes for reduction in self.all_reduces)
 
 
 def read_schedule(hlo: str) -> Schedule:
-    """Read the compute and the all-reduces out of a scheduled program for TPUs.
+    """Read the compute cycles and the all-reduces of a scheduled TPU program.
 
-    Cycles are those of each operation's `estimated_cycles`; a loop's body counts as often as it is
-    known to run.
+    Cycles are the sum of the operations' `estimated_cycles`; the body of a loop counts once per
+    known iteration.
 
     Args:
         hlo: text of the compiled program.
 
     Raises:
-        ValueError: if it is not scheduled, or estimates nothing.
+        ValueError: if the program is not scheduled or has no estimated cycles.
     """
     if "is_scheduled=true" not in hlo.partition("\n")[0]:
         raise ValueError("the program is not scheduled")
@@ -89,7 +91,7 @@ def read_schedule(hlo: str) -> Schedule:
         return total
 
     elapsed = 0
-    started: dict[str, int] = {}  # when each all-reduce did, by its name
+    started: dict[str, int] = {}  # elapsed cycles when each all-reduce started
     reductions: dict[str, AllReduce] = {}
     for line in bodies["ENTRY"]:
         found = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) all-reduce(-start|-done)?\((.*)", line)
@@ -125,15 +127,15 @@ def _bytes_of(shapes: str) -> int:
 def ring_all_reduce_seconds(
     num_bytes: float, num_devices: int, bandwidth: float, latency: float
 ) -> float:
-    """2 (N - 1) / N · bytes / bandwidth + 2 (N - 1) · latency.
+    """Time of a ring all-reduce: 2 (N - 1) / N · bytes / bandwidth + 2 (N - 1) · latency.
 
-    Each device sends its share N - 1 times to be summed and N - 1 times to be copied.
+    Each device sends an N-th of the bytes N - 1 times to be summed and N - 1 times to be copied.
 
     Args:
-        num_bytes: of what is reduced.
-        num_devices: N.
-        bandwidth: with which each sends to the next.
-        latency: of one sending.
+        num_bytes: bytes to reduce.
+        num_devices: number of devices N.
+        bandwidth: bandwidth from each device to the next.
+        latency: latency of one transfer.
     """
     times = 2 * (num_devices - 1)
     return times * (num_bytes / num_devices / bandwidth + latency)
@@ -142,13 +144,13 @@ def ring_all_reduce_seconds(
 def torus_all_reduce_seconds(
     num_bytes: float, shape: tuple[int, ...], bandwidth: float, latency: float
 ) -> float:
-    """The bytes as on a ring of all chips, the latency as along one axis after the other.
+    """Time of a torus all-reduce: bytes as on a ring of all chips, latency axis by axis.
 
     Args:
-        num_bytes: of what is reduced.
-        shape: chips along each axis of the slice.
-        bandwidth: with which a chip sends over all links that it uses at once.
-        latency: from chip to chip.
+        num_bytes: bytes to reduce.
+        shape: number of chips along each axis of the slice.
+        bandwidth: bandwidth of a chip over all links that it uses at once.
+        latency: latency from one chip to the next.
     """
     hops = 2 * sum(size - 1 for size in shape)
     return ring_all_reduce_seconds(num_bytes, math.prod(shape), bandwidth, 0) + hops * latency
@@ -163,15 +165,15 @@ def node_all_reduce_seconds(
     inter_node_bandwidth: float,
     latency: float,
 ) -> float:
-    """A ring within each node, then for each GPU's share one over the nodes.
+    """Time of a ring all-reduce in each node, then of one across nodes for each GPU's share.
 
     Args:
-        num_bytes: of what is reduced.
-        num_gpus: altogether: at most `gpus_per_node`, or a multiple of it.
-        gpus_per_node: that share the faster links.
-        intra_node_bandwidth: of a GPU to another in its node, in one direction.
-        inter_node_bandwidth: of a GPU to one in another node, likewise.
-        latency: of one sending.
+        num_bytes: bytes to reduce.
+        num_gpus: total number of GPUs: at most `gpus_per_node`, or a multiple of it.
+        gpus_per_node: number of GPUs that share the faster links.
+        intra_node_bandwidth: bandwidth between two GPUs of a node, in one direction.
+        inter_node_bandwidth: bandwidth between GPUs of two nodes, in one direction.
+        latency: latency of one transfer.
     """
     local = min(num_gpus, gpus_per_node)
     return ring_all_reduce_seconds(
@@ -180,12 +182,12 @@ def node_all_reduce_seconds(
 
 
 def exposed_seconds(seconds: list[float], hidden: list[float], overlap: float | None) -> float:
-    """How long a step waits for its reductions.
+    """Time that a step waits for its all-reduces.
 
     Args:
-        seconds: that each takes.
-        hidden: of each, how long the schedule computes meanwhile.
-        overlap: fraction of all that is hidden, in place of what the schedule says.
+        seconds: duration of each all-reduce.
+        hidden: compute time that the schedule overlaps with each.
+        overlap: fraction of the total that is hidden; None to use `hidden`.
     """
     if overlap is not None:
         return (1 - overlap) * sum(seconds)

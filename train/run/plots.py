@@ -1,4 +1,4 @@
-"""The picture of a run: errors and learning rate over epochs."""
+"""Plot of a run: errors and learning rate over epochs."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ from train.run.metrics import Record, means
 
 
 def plot_curves(records: list[Record], path: Path, title: str) -> None:
-    """Write the picture of a run as a PNG.
+    """Write the plot of a run as a PNG.
 
     Args:
-        records: of metrics.jsonl.
-        path: of the PNG.
-        title: of the picture.
+        records: records of metrics.jsonl.
+        path: path of the PNG.
+        title: title of the plot.
     """
     draw_curves(records, title).savefig(path, dpi=100)
 
 
 def draw_curves(records: list[Record], title: str) -> Figure:
-    """Draw training and test error, and the learning rate, over epochs (paper, figure 2)."""
+    """Plot training error, test error and learning rate over epochs (paper, figure 2)."""
     train = [r for r in records if "train/top1_error" in r]
     evaluations = [r for r in records if "eval/top1_error" in r]
     by_epoch = means(train, "train/top1_error")
@@ -59,5 +59,5 @@ def draw_curves(records: list[Record], title: str) -> Figure:
 
 
 def _draw(axes: Axes, epochs: list[float], values: list[float], **style: Any) -> None:
-    # A line through a single point would not be seen.
+    # A line through a single point is invisible.
     axes.plot(epochs, values, marker="." if len(values) == 1 else "", **style)

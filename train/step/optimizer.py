@@ -1,4 +1,4 @@
-"""The optimizers: SGD as in the paper's section 5.1, and LARS and LAMB beside it."""
+"""Optimizers: SGD as in section 5.1 of the paper, LARS and LAMB."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,7 +11,7 @@ WEIGHT_DECAY = 1e-4
 
 
 def decay_mask(params: Any) -> Any:
-    """Mark what is decayed: all but γ and β of batch normalisation, which live under `bn`."""
+    """Select the parameters to decay: all except γ and β of batch normalization, under `bn`."""
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
         return all(getattr(entry, "key", None) != "bn" for entry in path)
@@ -24,19 +24,21 @@ def make_optimizer(
     name: Literal["sgd", "lars", "lamb"] = "sgd",
     mask: Callable[[Any], Any] = decay_mask,
 ) -> optax.GradientTransformation:
-    """The optimizer of a run. The learning rate is injected: the state holds the one applied.
+    """Make the optimizer of a run; its state holds the learning rate that was applied.
 
-    `sgd` is the paper's: Nesterov momentum 0.9 and weight decay 1e-4 as a term of the gradient,
-    before the momentum, so that scaling the loss would not be scaling the rate (section 3, remark
-    1). `optax.sgd` keeps the rate out of the velocity (eq. 9), so a change of the rate needs no
-    momentum correction (remark 2). `lars` (You et al. 2017, arXiv:1708.03888) and `lamb` (You et
-    al. 2019, arXiv:1904.00962) scale each layer's update to its weights, for minibatches past 8k;
-    they want learning rates of their own. `optax.lars` folds the rate into the velocity (eq. 10).
+    `sgd` is the paper's: Nesterov momentum 0.9 and weight decay 1e-4. The decay is added to the
+    gradient before the momentum, so scaling the loss differs from scaling the learning rate
+    (section 3, remark 1). `optax.sgd` keeps the learning rate out of the velocity (eq. 9), so it
+    needs no momentum correction (remark 2). `lars` (You et al. 2017, arXiv:1708.03888) and `lamb`
+    (You et al. 2019, arXiv:1904.00962) scale each layer's update by the norm of its weights, for
+    minibatches above 8k. They need learning rates of their own. `optax.lars` folds the learning
+    rate into the velocity (eq. 10).
 
     Args:
         learning_rate: schedule over updates.
-        name: of the optimizer.
-        mask: of a tree of parameters, which of them decay (and, for `lars`, are scaled by layer).
+        name: name of the optimizer.
+        mask: function from parameters to a tree of bools: True for parameters that decay and, with
+            `lars`, are scaled per layer.
     """
     if name == "lars":
         lars = optax.inject_hyperparams(

@@ -1,4 +1,4 @@
-"""Several processes of one run, real ones over gloo on this machine: dying, stopping, differing."""
+"""Tests of runs with several real processes, over gloo: failing, stopping, and with other flags."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 FLAGS = ["--log-every-steps", "1", "--checkpoint-every-steps", "1"]
-SECONDS = 300  # after which a run hangs, on however slow a machine
+SECONDS = 300  # longer than any run takes, even on a slow machine
 
 Process = subprocess.Popen[str]
 
@@ -37,7 +37,7 @@ def environment(digits_dir: Path) -> dict[str, str]:
 def started(
     environment: dict[str, str], *processes: Sequence[str], sources: Sequence[Path] = ()
 ) -> Iterator[list[Process]]:
-    """Start the processes of one run, each with flags of its own, and leave none behind."""
+    """Start the processes of one run, each with its own flags, and kill those left at the end."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -64,7 +64,7 @@ def started(
 
 
 def ends(running: list[Process]) -> tuple[list[int], list[str], list[str]]:
-    """Exit codes, and what each process said and complained of."""
+    """Exit codes, standard outputs and standard errors of all processes."""
     texts = [process.communicate(timeout=SECONDS) for process in running]
     said, complaints = ([text[stream] for text in texts] for stream in range(2))
     return [process.returncode for process in running], said, complaints
@@ -84,7 +84,7 @@ def wait_for_step(workdir: Path, step: int, running: list[Process]) -> None:
         time.sleep(0.005)
 
 
-def test_a_process_that_dies_or_is_stopped_ends_all_and_the_run_goes_on_elsewhere(
+def test_a_killed_or_stopped_process_ends_all_and_the_run_resumes_on_other_devices(
     environment: dict[str, str], tmp_path: Path
 ):
     workdir = tmp_path / "run"
@@ -95,12 +95,12 @@ def test_a_process_that_dies_or_is_stopped_ends_all_and_the_run_goes_on_elsewher
         killed = time.monotonic()
         (code, _), _, (complaints, _) = ends(running)
     assert code != 0
-    assert time.monotonic() - killed < 60  # 20 of them are the time without a sign of life
+    assert time.monotonic() - killed < 60  # 20 of them are the heartbeat timeout
     assert re.search(r"[Tt]ask 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", complaints)
 
     with started(environment, *two) as running:
         wait_for_step(workdir, len(records(workdir)) + 3, running)
-        running[1].terminate()  # JAX needs a second or two to hear of it
+        running[1].terminate()  # JAX notices after a second or two
         codes, (said, _), complaints = ends(running)
     assert codes == [75, 75], complaints
     assert "resuming after step" in said
@@ -122,7 +122,7 @@ def test_a_process_that_dies_or_is_stopped_ends_all_and_the_run_goes_on_elsewher
         assert record["train/loss"] == pytest.approx(other_record["train/loss"], rel=1e-5)
 
 
-def test_a_process_that_was_started_otherwise_is_found_out_before_training(
+def test_a_process_with_other_flags_or_source_is_detected_before_training(
     environment: dict[str, str], tmp_path: Path
 ):
     changed = tmp_path / "changed"
@@ -147,8 +147,8 @@ def test_a_process_that_was_started_otherwise_is_found_out_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_one_process_may_not_do_ends_all(environment: dict[str, str], tmp_path: Path):
-    """The first alone opens the workdir; without a word from it the second would wait."""
+def test_an_error_in_one_process_ends_all(environment: dict[str, str], tmp_path: Path):
+    """Only process 0 opens the workdir; unless it reports the error, process 1 would block."""
     (tmp_path / "file").touch()
     flags = ["--workdir", str(tmp_path / "file"), "--num-devices", "2"]
     with started(environment, flags, flags) as running:
@@ -158,7 +158,7 @@ def test_what_one_process_may_not_do_ends_all(environment: dict[str, str], tmp_p
         assert f"process 0: --workdir {tmp_path / 'file'} cannot be used: File exists" in text
 
 
-def test_a_process_with_another_number_of_devices_is_found_out(
+def test_a_process_with_another_number_of_devices_is_detected(
     environment: dict[str, str], tmp_path: Path
 ):
     flags = ["--workdir", str(tmp_path / "run"), "--num-devices"]

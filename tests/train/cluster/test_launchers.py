@@ -1,4 +1,4 @@
-"""Which launchers are believed, and that leftovers are not."""
+"""Tests of the detection of launchers, and of variables left over from earlier ones."""
 
 import sys
 
@@ -8,7 +8,7 @@ from train.cluster.launchers import Launch, find_launch, join_processes
 from train.errors import UsageError
 from train.recipes import digits
 
-# As seen under Open MPI 4.1 and SLURM 22.05.
+# Recorded under Open MPI 4.1 and SLURM 22.05.
 MPIRUN = {
     "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -16,7 +16,7 @@ MPIRUN = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "OMPI_COMM_WORLD_LOCAL_RANK": "0",
 }
-ALLOCATION = {  # what `salloc --nodes 2 --ntasks 2` gives its shell
+ALLOCATION = {  # set by `salloc --nodes 2 --ntasks 2` in its shell
     "SLURM_JOB_ID": "3",
     "SLURM_JOB_NUM_NODES": "2",
     "SLURM_NTASKS": "2",
@@ -31,7 +31,7 @@ STEP = ALLOCATION | {
     "SLURM_STEP_NUM_TASKS": "2",
     "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
 }
-# The shell is a step of its own on clusters with use_interactive_step; SLURM_NTASKS stays 2.
+# On clusters with use_interactive_step, the shell is a step itself; SLURM_NTASKS is still 2.
 INTERACTIVE = STEP | {
     "SLURM_PROCID": "0",
     "SLURM_STEP_NODELIST": "node1",
@@ -54,10 +54,10 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
         {"SLURM_STEP_NUM_TASKS": "", "SLURM_PROCID": ""},
         {"SLURM_STEP_NUM_TASKS": "2"},
         {"PMI_SIZE": "1", "PMI_RANK": "0"},
-        POD,  # such as a notebook's
+        POD,  # for example a notebook
     ],
 )
-def test_a_process_alone_stays_alone(environ: dict[str, str]):
+def test_a_single_process_trains_alone(environ: dict[str, str]):
     assert find_launch(environ) is None
 
 
@@ -95,11 +95,11 @@ def test_a_process_alone_stays_alone(environ: dict[str, str]):
         ),
     ],
 )
-def test_what_a_launcher_says(environ: dict[str, str], launch: Launch):
+def test_the_launcher_and_its_processes_are_detected(environ: dict[str, str], launch: Launch):
     assert find_launch(environ) == launch
 
 
-def test_mpirun_in_an_allocation_counts_its_own_processes():
+def test_mpirun_takes_precedence_over_slurm():
     launch = find_launch(STEP | MPIRUN)
     assert launch is not None
     assert launch.launcher == "Open MPI"
@@ -108,7 +108,7 @@ def test_mpirun_in_an_allocation_counts_its_own_processes():
 @pytest.mark.parametrize(
     ("platforms", "launcher"), [("tpu,cpu", "TPU"), ("cpu", "Kubernetes"), ("", "Kubernetes")]
 )
-def test_jax_asks_a_tpu_machine_for_its_pod(platforms: str, launcher: str):
+def test_a_tpu_platform_takes_precedence_over_kubernetes(platforms: str, launcher: str):
     launch = find_launch(POD | {"JOB_COMPLETION_INDEX": "0"}, platforms)
     assert launch is not None
     assert launch.launcher == launcher
@@ -117,16 +117,16 @@ def test_jax_asks_a_tpu_machine_for_its_pod(platforms: str, launcher: str):
 @pytest.mark.parametrize(
     ("tasks_per_node", "visible", "one_gpu"),
     [
-        ("1(x4)", None, False),  # one process a host takes all GPUs
+        ("1(x4)", None, False),  # a single process per host uses all GPUs
         ("1(x4)", "0,1,2,3", False),
-        ("8(x4)", None, True),  # one process a GPU
+        ("8(x4)", None, True),  # one process per GPU
         ("8(x4)", "0,1,2,3,4,5,6,7", True),
         ("11(x4)", None, True),
         ("2,1", None, True),
-        ("8(x4)", "0", False),  # --gpus-per-task has made the choice
+        ("8(x4)", "0", False),  # --gpus-per-task has already chosen
     ],
 )
-def test_gpus_are_shared_out_among_the_processes_of_a_host(
+def test_gpus_are_divided_among_the_processes_of_a_host(
     tasks_per_node: str, visible: str | None, one_gpu: bool
 ):
     environ = STEP | {"SLURM_STEP_TASKS_PER_NODE": tasks_per_node}
@@ -144,7 +144,7 @@ def test_gpus_are_shared_out_among_the_processes_of_a_host(
         (POD | {"JOB_COMPLETION_INDEX": "0"}, "kubernetes"),
     ],
 )
-def test_a_missing_package_is_named(
+def test_a_missing_package_is_reported(
     environ: dict[str, str], package: str, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in environ.items():

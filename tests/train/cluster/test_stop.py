@@ -1,4 +1,4 @@
-"""Stopping by a signal, with real ones sent to a process of their own."""
+"""Tests of stopping by signals, with real signals sent to subprocesses."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from train.cluster.stop import StopOnSignal
 
 REPOSITORY = Path(__file__).parents[3]
 
-# Says each change of `requested` and ends when the context is left.
+# Prints `requested` before and after the signal, and leaves the context when told to.
 WAIT = """
 import signal, sys, time
 from train.cluster.stop import StopOnSignal
@@ -64,7 +64,7 @@ def say(run: "subprocess.Popen[str]", text: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_for_a_stop_and_the_process_goes_on(number: signal.Signals):
+def test_a_signal_requests_a_stop_and_the_process_continues(number: signal.Signals):
     with waiting() as run:
         os.kill(run.pid, number)
         assert hear(run) == "True"
@@ -77,7 +77,7 @@ def test_a_signal_asks_for_a_stop_and_the_process_goes_on(number: signal.Signals
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_after_it_ends_the_process_at_once(first: signal.Signals):
+def test_a_later_interrupt_kills_the_process(first: signal.Signals):
     with waiting() as run:
         os.kill(run.pid, first)
         assert hear(run) == "True"
@@ -85,7 +85,7 @@ def test_an_interrupt_after_it_ends_the_process_at_once(first: signal.Signals):
         assert run.wait(timeout=120) == -signal.SIGINT
 
 
-def test_a_second_termination_does_not_disturb_the_saving():
+def test_a_second_sigterm_does_not_interrupt_the_save():
     """Clusters send SIGTERM more than once."""
     with waiting() as run:
         os.kill(run.pid, signal.SIGTERM)
@@ -96,7 +96,7 @@ def test_a_second_termination_does_not_disturb_the_saving():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_afterwards_signals_act_as_before(number: signal.Signals):
+def test_the_handlers_are_restored_at_the_end(number: signal.Signals):
     with waiting() as run:
         os.kill(run.pid, signal.SIGTERM)
         assert hear(run) == "True"
@@ -106,7 +106,7 @@ def test_afterwards_signals_act_as_before(number: signal.Signals):
         assert run.wait(timeout=120) == -number
 
 
-def test_leaving_by_an_error_restores_the_handlers():
+def test_the_handlers_are_restored_after_an_error():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(ZeroDivisionError), StopOnSignal():
         raise ZeroDivisionError
@@ -136,15 +136,15 @@ with StopOnSignal() as stop:
 """
 
 
-def test_under_a_cluster_the_notice_of_preemption_is_left_to_jax():
-    """JAX tells all processes of it, and names the step after which they stop."""
+def test_a_preemption_notice_is_left_to_jax_in_a_distributed_run():
+    """JAX announces it to all processes, with the step after which they stop."""
     run = subprocess.run(
         [sys.executable, "-c", PREEMPTED], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert run.stdout.split() == ["False", "True", "False"], run.stderr
 
 
-def test_a_signal_is_reached_at_any_step():
+def test_a_signal_stops_at_any_step():
     with StopOnSignal() as stop:
         assert not stop.reached(7)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_a_signal_is_reached_at_any_step():
 TOLD_BEFORE_THE_FIRST_STEP = (
     PREEMPTED[: PREEMPTED.index("    print")]
     + """    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(3)  # in which JAX hears of it
+    time.sleep(3)  # until JAX has noticed
     for step in range(101, 6000):
         if stop.reached(step):
             break
@@ -166,7 +166,7 @@ TOLD_BEFORE_THE_FIRST_STEP = (
 )
 
 
-def test_a_notice_before_the_first_step_of_a_run_that_goes_on_is_not_lost():
+def test_a_preemption_notice_before_the_first_step_of_a_resumed_run_is_not_lost():
     run = subprocess.run(
         [sys.executable, "-c", TOLD_BEFORE_THE_FIRST_STEP],
         cwd=REPOSITORY,

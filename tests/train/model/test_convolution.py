@@ -1,4 +1,4 @@
-"""Each form is the operation that it stands for, gradients included, on the platform it is for."""
+"""Tests of each platform's convolution and pooling against JAX's operations and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def numbers(*shape: int, seed: int = 0) -> jax.Array:
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(6, 1, 1), (6, 1, 2), (7, 1, 2), (6, 3, 2)])
-def test_a_convolution_and_its_gradients_are_those_of_lax(size: int, kernel: int, stride: int):
+def test_convolution_and_gradients_match_lax(size: int, kernel: int, stride: int):
     x, weights = numbers(4, size, size, 5), numbers(kernel, kernel, 5, 3, seed=1)
     strides, padding = (stride, stride), [(kernel // 2, kernel // 2)] * 2
 
@@ -35,8 +35,8 @@ def test_a_convolution_and_its_gradients_are_those_of_lax(size: int, kernel: int
 
 
 @pytest.mark.parametrize("size", [8, 7])
-def test_pooling_and_its_gradient_are_those_of_lax_where_values_are_equal_too(size: int):
-    x = jnp.maximum(jnp.round(numbers(3, size, size, 4)), 0)  # 0, 1, 2 and 3: many are equal
+def test_pooling_and_gradient_match_lax_even_with_ties(size: int):
+    x = jnp.maximum(jnp.round(numbers(3, size, size, 4)), 0)  # 0, 1, 2 and 3, with many ties
 
     def plain(x: jax.Array) -> jax.Array:
         padding = ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -47,13 +47,13 @@ def test_pooling_and_its_gradient_are_those_of_lax_where_values_are_equal_too(si
     np.testing.assert_array_equal(y, expected)
     error = numbers(*y.shape, seed=2)
     (gradient,), (wanted,) = pull_back(error), pull_back_expected(error)
-    # At 0, where padding is equal too, ReLU's gradient is 0 whatever comes.
+    # At 0 the padding ties too, but there the gradient of the preceding ReLU is 0.
     seen = np.asarray(x) > 0
     np.testing.assert_allclose(np.asarray(gradient)[seen], np.asarray(wanted)[seen], rtol=1e-6)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_only_cpus_get_other_forms(platform: str):
+def test_only_cpus_use_the_replacements(platform: str):
     def network(x: jax.Array, weights: jax.Array) -> jax.Array:
         y = convolve(x, weights, (1, 1), [(0, 0), (0, 0)], dimension_numbers=LAYOUT)
         return max_pool(y).sum()

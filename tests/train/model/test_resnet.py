@@ -1,4 +1,4 @@
-"""Architecture, initialisation and batch normalisation per worker."""
+"""Tests of the architectures, their initialization, and batch normalization per worker."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def network(name: str, *, dtype: str = "float32", num_classes: int = 1000, group
     )
 
 
-# Parameters with γ and β, without running statistics: He et al. (2016) with 1000 classes.
+# Parameters including γ and β but not running statistics, for 1000 classes (He et al. 2016).
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -38,7 +38,7 @@ def test_parameter_counts(name: str, count: int):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_and_logits_are_float32_whatever_the_arithmetic(dtype: str):
+def test_parameters_and_logits_are_float32_for_any_compute_dtype(dtype: str):
     net = network("resnet8", dtype=dtype, num_classes=10)
     logits = net(jnp.ones((4, 8, 8, 1), jnp.dtype(dtype)), train=True)
     assert logits.shape == (4, 10)
@@ -64,7 +64,7 @@ def test_stages_halve_the_image_with_the_stride_on_the_3x3_convolution():
     assert net.stem.conv.strides == 2
 
 
-def test_initialisation_is_that_of_section_5_1():
+def test_initialization_follows_section_5_1():
     net = network("resnet18")
     kernel = net.blocks[2].layers[1].conv.kernel[...]  # 3x3, 128 to 128 channels
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 128)), rtol=0.02)
@@ -89,14 +89,14 @@ def test_the_last_scale_of_each_block_starts_at_0_and_all_others_at_1(bottleneck
         assert all((layer.bn.scale[...] == 1).all() for layer in others)
 
 
-def test_a_fresh_block_is_the_identity():
+def test_a_new_block_is_the_identity():
     block = network("resnet18").blocks[1]
     x = jnp.asarray(np.random.default_rng(0).random((2, 4, 4, 64)), jnp.float32)
     np.testing.assert_array_equal(block(x, train=True), x)
 
 
 def reference_batch_norm(x: np.ndarray, n: int, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Each worker's n images normalised on their own, by definition, in float64."""
+    """Batch normalization of each worker's n images by its definition, in float64."""
     out = np.empty(x.shape)
     for first in range(0, len(x), n):
         images = x[first : first + n].astype(np.float64)
@@ -106,7 +106,7 @@ def reference_batch_norm(x: np.ndarray, n: int, scale: np.ndarray, bias: np.ndar
     return out
 
 
-def test_each_worker_is_normalised_by_its_own_images():
+def test_each_worker_is_normalized_by_its_own_statistics():
     rng = np.random.default_rng(0)
     x = rng.normal(2.0, 3.0, (12, 5, 3, 7)).astype(np.float32)
     scale, bias = rng.normal(size=(2, 7)).astype(np.float32)
@@ -127,10 +127,10 @@ def test_running_averages_take_the_mean_over_workers():
     np.testing.assert_allclose(bn.var[...], 0.9 + 0.1 * per_worker.var(1).mean(0), rtol=1e-5)
 
 
-def test_evaluation_uses_the_running_averages_alone():
+def test_evaluation_uses_only_the_running_averages():
     bn = WorkerBatchNorm(2, 4)
     bn.mean[...], bn.var[...] = jnp.array([1.0, -1.0]), jnp.array([4.0, 0.25])
-    x = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)  # no multiple of n
+    x = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)  # not a multiple of n
     y = bn(jnp.asarray(x), train=False)
     expected = (x - np.array([1.0, -1.0])) / np.sqrt(np.array([4.0, 0.25]) + BN_EPSILON)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
@@ -138,7 +138,7 @@ def test_evaluation_uses_the_running_averages_alone():
 
 
 def test_variance_is_never_negative():
-    """Large equal values cancel in one pass; without the clamp a NaN comes out."""
+    """The one-pass variance of large equal values cancels; without the clamp it yields NaN."""
     x = jnp.full((4, 32, 32, 8), 1234.567, jnp.float32) * jnp.linspace(1, 2, 8).reshape(1, 1, 1, 8)
     bn = WorkerBatchNorm(8, 4)
     y = bn(x, train=True)

@@ -1,4 +1,4 @@
-"""Formulas by hand-worked numbers, and schedules read from programs written by hand."""
+"""Tests of the formulas against hand-computed values, and of reading a handwritten schedule."""
 
 import pytest
 
@@ -38,7 +38,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_a_schedule_has_its_cycles_and_reductions():
+def test_cycles_and_all_reduces_are_read_from_a_schedule():
     schedule = read_schedule(PROGRAM)
     assert schedule.compute_cycles == 100 + 4 * 1000 + 30 + 7
     assert schedule.all_reduces == (
@@ -52,25 +52,25 @@ def test_a_schedule_has_its_cycles_and_reductions():
     ("old", "new", "message"),
     [("is_scheduled=true, ", "", "not scheduled"), ("estimated_cycles", "cycles", "no estimated")],
 )
-def test_other_programs_are_refused(old: str, new: str, message: str):
+def test_a_program_without_a_schedule_or_cycles_is_refused(old: str, new: str, message: str):
     with pytest.raises(ValueError, match=message):
         read_schedule(PROGRAM.replace(old, new))
 
 
-def test_a_ring_sends_each_share_twice_around():
-    # 4 devices, 400 bytes: 6 sendings of 100 bytes at 50 bytes a second, 1 s of latency each.
+def test_a_ring_sends_each_share_around_twice():
+    # 4 devices, 400 bytes: 6 transfers of 100 bytes at 50 bytes per second, each with 1 s latency.
     assert ring_all_reduce_seconds(400, 4, 50, 1) == pytest.approx(6 * (2 + 1))
     assert ring_all_reduce_seconds(400, 1, 50, 1) == 0
 
 
 def test_a_torus_has_the_latency_of_its_axes():
-    # 2 * (3 + 7) sendings one after the other, where a ring of 32 chips would make 62.
+    # 2 * (3 + 7) transfers in sequence; a ring of 32 chips would need 62.
     no_latency = torus_all_reduce_seconds(3200, (4, 8), 50, 0)
     assert no_latency == pytest.approx(62 * 100 / 50)
     assert torus_all_reduce_seconds(3200, (4, 8), 50, 1) - no_latency == pytest.approx(20)
 
 
-def test_nodes_reduce_among_themselves_first():
+def test_gpus_reduce_within_their_node_first():
     def seconds(num_gpus: int) -> float:
         return node_all_reduce_seconds(
             800, num_gpus, gpus_per_node=4, intra_node_bandwidth=100,
@@ -80,10 +80,10 @@ def test_nodes_reduce_among_themselves_first():
     assert seconds(1) == 0
     assert seconds(2) == pytest.approx(2 * (4 + 0.5))
     assert seconds(4) == pytest.approx(6 * (2 + 0.5))
-    # Of 3 nodes each GPU exchanges its fourth, 200 bytes, in 4 sendings of a third of them.
+    # Across 3 nodes, each GPU exchanges its quarter, 200 bytes, in 4 transfers of a third each.
     assert seconds(12) == pytest.approx(6 * (2 + 0.5) + 4 * (200 / 3 / 10 + 0.5))
 
 
-def test_a_step_waits_for_what_is_not_hidden():
+def test_a_step_waits_for_communication_that_is_not_hidden():
     assert exposed_seconds([3, 2], [1, 5], None) == 2
     assert exposed_seconds([3, 2], [1, 5], 0.25) == pytest.approx(3.75)

@@ -1,4 +1,4 @@
-"""The gradient noise scale: unbiased, that of the real step, and the same in a run that goes on."""
+"""Tests of the gradient noise scale: its bias, its value in a step, and a resumed run."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_two_parts_by_hand():
-    """Mean gradients (3, 0) and (1, 2) of 4 images each: their product is 3, the trace 4·8/2."""
+    """Mean gradients (3, 0) and (1, 2) of 4 images each: inner product 3, trace 4·8/2."""
     contributions = np.array([[1.5, 0], [0.5, 1]], np.float32)
     total = jnp.square(contributions.sum(0)).sum()
     found = estimate(total, jnp.square(contributions).sum(), num_parts=2, batch_size=8)
@@ -52,8 +52,8 @@ def test_two_parts_by_hand():
 
 
 @pytest.mark.parametrize("num_parts", [2, 4, 16])
-def test_neither_is_biased(num_parts: int):
-    """Of losses |w - x|²/2, whose gradients are w - x: G = w and Σ that of x are known."""
+def test_both_terms_are_unbiased(num_parts: int):
+    """Losses |w - x|²/2 have the gradients w - x, so G = w and Σ = Cov(x) for x of mean 0."""
     draws, batch_size, g = 40_000, 16, np.array([1.0, -0.5, 0.25])
     deviations = np.array([3.0, 2.0, 1.0])
     rng = np.random.default_rng(0)
@@ -62,10 +62,10 @@ def test_neither_is_biased(num_parts: int):
     total = np.square(parts.sum(1)).sum(1)
     found = estimate(total, np.square(parts).sum((1, 2)), num_parts, batch_size)  # pyright: ignore[reportArgumentType]
     for values, truth in zip(found, (np.square(g).sum(), np.square(deviations).sum()), strict=True):
-        assert values.mean() == pytest.approx(truth, rel=0.02)  # that of the minibatch is 67 % more
+        assert values.mean() == pytest.approx(truth, rel=0.02)  # |G|² of a minibatch is 67 % more
 
 
-def test_averages_have_no_bias_in_their_ratio_and_settle():
+def test_the_ratio_of_the_averages_is_unbiased():
     new = NoiseScale(jnp.float32(2.0), jnp.float32(500.0))
     average = no_estimate()
     assert np.isnan(average.images)
@@ -75,12 +75,12 @@ def test_averages_have_no_bias_in_their_ratio_and_settle():
     assert float(average.trace) == pytest.approx(500 * (1 - DECAY**5), rel=1e-5)
 
 
-def test_a_squared_norm_that_is_not_positive_has_no_noise_scale():
+def test_the_noise_scale_is_nan_unless_the_squared_norm_is_positive():
     assert np.isnan(NoiseScale(jnp.float32(-1.0), jnp.float32(500.0)).images)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_enters_no_average(bad: float):
+def test_estimates_that_are_not_finite_are_left_out_of_the_averages(bad: float):
     before = NoiseScale(jnp.float32(2.0), jnp.float32(500.0))
     for new in (before._replace(trace=jnp.float32(bad)), before._replace(squared_norm=-bad)):
         assert moved(before, new) == before
@@ -96,7 +96,7 @@ def rows() -> Examples:
     level = np.linspace(40, 250, K).repeat(N).reshape(-1, 1, 1, 1)
     return Examples(
         (rng.random((K * N, 8, 8, 1)) * level).astype(np.uint8),
-        rng.integers(2, size=K * N).astype(np.int32),  # few, so that there is a way to go
+        rng.integers(2, size=K * N).astype(np.int32),  # few classes, so that the loss can fall
         np.full(K * N, INTACT, np.int32),
     )
 
@@ -105,7 +105,7 @@ def rows() -> Examples:
 def two_steps(
     num_devices: int, accumulation_steps: int, *, noise_scale: bool = True
 ) -> tuple[list[TrainState], list[StepMetrics], str]:
-    """States and metrics after each of two steps, and what the step was compiled to."""
+    """States and metrics after each of two steps, and the text of the compiled step."""
     config = digits().replace(
         model="tiny",  # pyright: ignore[reportArgumentType]
         num_workers=K,
@@ -123,7 +123,7 @@ def two_steps(
     states, all_metrics = [], []
     for _ in range(2):
         state, metrics = step(state, Examples(*map(workers.to_devices, rows())))
-        # Copies: the state is given away to the next step.
+        # Copies, because the next step donates the state.
         states.append(jax.tree.map(np.array, state))
         all_metrics.append(jax.device_get(metrics))
     return states, all_metrics, step.as_text() or ""
@@ -131,7 +131,7 @@ def two_steps(
 
 @functools.cache
 def gradients_of_workers() -> np.ndarray:
-    """Mean gradient of each worker's images in the first step, (K, parameters)."""
+    """Mean gradient of each worker's images in the first step, shape (K, parameters)."""
     tiny: Any = {"model": "tiny", "num_workers": 1, "batch_size_per_worker": N}
     config = digits().replace(**tiny)
 
@@ -155,8 +155,10 @@ def gradients_of_workers() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(2, 1), (1, 4), (4, 2)])
-def test_the_step_compares_the_gradients_of_its_parts(num_devices: int, accumulation_steps: int):
-    """As sample variance of the parts' gradients, and what it leaves of the squared norm."""
+def test_the_step_estimates_both_terms_from_the_gradients_of_its_parts(
+    num_devices: int, accumulation_steps: int
+):
+    """The trace is the parts' sample variance; subtracting it from the norm leaves |G|²."""
     num_parts = num_devices * accumulation_steps
     parts = gradients_of_workers().reshape(num_parts, K // num_parts, -1).mean(1)
     of_minibatch = np.square(parts.mean(0)).sum()
@@ -173,7 +175,7 @@ def test_the_step_compares_the_gradients_of_its_parts(num_devices: int, accumula
     assert float(metrics[0].noise_scale) == pytest.approx(trace / squared_norm, rel=1e-3)
 
 
-def test_it_changes_no_other_number_and_adds_no_reduction():
+def test_the_noise_scale_changes_no_other_number_and_adds_no_all_reduce():
     off, metrics_off, text_off = two_steps(4, 2, noise_scale=False)
     on, metrics_on, text_on = two_steps(4, 2)
     assert (off[-1].noise_scale, metrics_off[-1].noise_scale) == (None, None)
@@ -184,7 +186,7 @@ def test_it_changes_no_other_number_and_adds_no_reduction():
         assert jax.tree.structure(left) == jax.tree.structure(right)
         for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    # One more number goes through the reduction that there is.
+    # The existing all-reduce carries one more number.
     reduced_off, reduced_on = (
         [
             [int(np.prod([int(n) for n in dims.split(",") if n]))
@@ -209,13 +211,13 @@ def noise_scales(workdir: Path) -> dict[int, float | None]:
     }
 
 
-def test_a_run_that_goes_on_logs_the_very_same(
+def test_a_resumed_run_logs_the_same_noise_scale(
     tmp_path: Path, digits_config: Callable[..., Config]
 ):
     config = digits_config(
         model="tiny",
         num_workers=64,
-        base_learning_rate=0.1,  # so high that the gradient soon stands out from the noise
+        base_learning_rate=0.1,  # high, so that the gradient soon exceeds the noise
         warmup="none",
         noise_scale=True,
         log_every_steps=1,
@@ -233,7 +235,7 @@ def test_a_run_that_goes_on_logs_the_very_same(
     assert "\n" not in str(error.value)
 
 
-def test_one_part_has_nothing_to_be_compared_with(
+def test_a_single_part_is_refused(
     digits_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ):
     one_device = jax.devices()[:1]

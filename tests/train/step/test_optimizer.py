@@ -1,4 +1,4 @@
-"""The optimizers, against their papers' equations in NumPy."""
+"""Tests of the optimizers against their papers' equations in NumPy."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 RATES = [0.1, 0.4, 0.2]  # up as in a warmup, then down as at a milestone
 MOMENTUM, DECAY = 0.9, 1e-4  # section 5.1
 
-# Large weights and small gradients, so that the decay is no rounding error beside them.
+# Large weights and small gradients, so that the decay is not lost in rounding.
 SHAPES = {"conv/kernel": (3, 3, 2, 4), "bn/scale": (4,), "bn/bias": (4,), "head/bias": (5,)}
 DECAYED = {"conv/kernel", "head/bias"}
 
@@ -43,13 +43,13 @@ def as_flat(tree: Any) -> Arrays:
 
 
 def three_updates(name: Name) -> tuple[list[Arrays], list[float]]:
-    """The updates, and the rates that the state says were applied."""
+    """Updates of three steps, and the learning rates that the state records."""
     optimizer = make_optimizer(piecewise_values(RATES, [1, 2]), name)
     params: Any = as_tree(arrays(0, scale=10))
     state = optimizer.init(params)
     moves: list[Arrays] = []
     rates: list[float] = []
-    # optax raises a float to the power of a whole number in Adam's bias correction.
+    # Adam's bias correction in optax raises a float to an integer power.
     with jax.numpy_dtype_promotion("standard" if name == "lamb" else "strict"):
         for step in range(3):
             gradients = as_tree(arrays(1 + step, scale=0.01))
@@ -61,7 +61,7 @@ def three_updates(name: Name) -> tuple[list[Arrays], list[float]]:
 
 
 def sgd(name: str, step: int, w: np.ndarray, g: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
-    """Equation 9, with Nesterov's look ahead, and the decay in the gradient."""
+    """Equation 9, with Nesterov momentum and weight decay in the gradient."""
     if name in DECAYED:
         g = g + DECAY * w
     u = memory[name] = MOMENTUM * memory.get(name, 0) + g
@@ -69,7 +69,7 @@ def sgd(name: str, step: int, w: np.ndarray, g: np.ndarray, memory: dict[str, An
 
 
 def lars(name: str, step: int, w: np.ndarray, g: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
-    """You et al. 2017, algorithm 1, with trust coefficient 0.001, and Nesterov's look ahead."""
+    """You et al. 2017, algorithm 1, with trust coefficient 0.001 and Nesterov momentum."""
     local_rate = 1.0
     if name in DECAYED:
         g = g + DECAY * w
@@ -90,7 +90,7 @@ def lamb(name: str, step: int, w: np.ndarray, g: np.ndarray, memory: dict[str, A
 
 
 @pytest.mark.parametrize(("name", "equation"), [("sgd", sgd), ("lars", lars), ("lamb", lamb)])
-def test_three_updates_follow_the_equations(name: Name, equation: Callable[..., np.ndarray]):
+def test_three_updates_match_the_equations(name: Name, equation: Callable[..., np.ndarray]):
     moves, _ = three_updates(name)
     weights, memory = arrays(0, scale=10), {}
     for step, found in enumerate(moves):
@@ -103,13 +103,13 @@ def test_three_updates_follow_the_equations(name: Name, equation: Callable[..., 
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "lamb"])
-def test_the_state_says_the_rate_that_was_applied(name: Name):
+def test_the_state_records_the_applied_learning_rate(name: Name):
     _, rates = three_updates(name)
     np.testing.assert_allclose(rates, RATES, rtol=1e-7)
 
 
 @pytest.mark.parametrize("model", ["resnet8", "resnet18", "resnet50"])
-def test_all_but_scale_and_bias_of_batch_normalisation_decay(model: str):
+def test_all_parameters_decay_except_scale_and_bias_of_batch_normalization(model: str):
     def make() -> ResNet:
         return ResNet(
             ARCHITECTURES[model],
@@ -127,7 +127,7 @@ def test_all_but_scale_and_bias_of_batch_normalisation_decay(model: str):
         if isinstance(module, WorkerBatchNorm)
         for name in ("scale", "bias")
     }
-    # ResNet-50: one in the stem, three in each of 16 blocks, four on shortcuts.
+    # ResNet-50 has one in the stem, three in each of 16 blocks, and four on shortcuts.
     expected = {"resnet8": 1 + 2 * 3 + 2, "resnet18": 1 + 2 * 8 + 3, "resnet50": 1 + 3 * 16 + 4}
     assert len(of_batch_norms) == 2 * expected[model]
 
@@ -138,8 +138,8 @@ def test_all_but_scale_and_bias_of_batch_normalisation_decay(model: str):
     assert len(mask) > len(of_batch_norms)
 
 
-def test_scaling_the_loss_is_not_scaling_the_rate():
-    """Section 3, remark 1: the decay is a term of its own, which a scaled loss leaves behind."""
+def test_scaling_the_loss_differs_from_scaling_the_learning_rate():
+    """Section 3, remark 1: weight decay is a separate term, which scaling the loss omits."""
     k, rate = 8, 0.05
     params: Any = as_tree(arrays(0, scale=10))
     gradients = as_tree(arrays(1, scale=0.01))
@@ -154,14 +154,14 @@ def test_scaling_the_loss_is_not_scaling_the_rate():
         if name not in DECAYED:
             np.testing.assert_allclose(by_rate[name], by_loss[name], rtol=1e-5)
             continue
-        # The first update, with the look ahead: 1 + 0.9 times the gradient. The decay of the
-        # trainer, which scales the rate, grows with k; that of the scaled loss does not.
+        # The first Nesterov update is 1 + 0.9 times the gradient. Scaling the rate, as the trainer
+        # does, multiplies the decay by k; scaling the loss does not.
         missing = (k - 1) * rate * (1 + MOMENTUM) * DECAY * weights
         np.testing.assert_allclose(by_loss[name] - by_rate[name], missing, rtol=1e-2, atol=1e-6)
         assert np.linalg.norm(missing) > 0.01 * np.linalg.norm(by_rate[name])
 
 
-def test_a_user_can_say_what_decays():
+def test_the_mask_of_decayed_parameters_can_be_replaced():
     params: Any = as_tree(arrays(0, scale=10))
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = make_optimizer(

@@ -1,1 +1,1 @@
-"""Data sets that this project brings along, as tensorflow-datasets builders."""
+"""Data sets that this project provides, as tensorflow-datasets builders."""

@@ -1,4 +1,4 @@
-"""The digits of scikit-learn: 1,797 images of 8x8 pixels that need no download."""
+"""Digits of scikit-learn: 1,797 images of 8x8 pixels, without a download."""
 
 import io
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ TEST_EVERY = 5
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Handwritten digits, 1,437 to train on and 360 to test on.
+    """Handwritten digits: 1,437 training images and 360 test images.
 
-    Every fifth image, in scikit-learn's order, is a test image. Images are stored as encoded PNG,
-    so that neither preparing nor reading them needs TensorFlow. They come from scikit-learn's
-    wheel (`sklearn.datasets.load_digits`), so nothing is downloaded.
+    Every fifth image in scikit-learn's order is a test image. Images are stored as encoded PNG, so
+    neither preparing nor reading them needs TensorFlow. They come from scikit-learn's wheel
+    (`sklearn.datasets.load_digits`), so nothing is downloaded.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -48,6 +48,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         digits: Any = load_digits()
         for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             if (index % TEST_EVERY == 0) == test:
-                pixels = np.round(image * (255 / 16)).astype(np.uint8)  # the digits' white is 16
+                pixels = np.round(image * (255 / 16)).astype(np.uint8)  # white is 16
                 _, png = cv2.imencode(".png", pixels)
                 yield index, {"image": io.BytesIO(png.tobytes()), "label": int(label)}

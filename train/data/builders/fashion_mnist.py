@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its four files, wherever they come from."""
+"""Fashion-MNIST from local copies of its four files."""
 
 import gzip
 import io
@@ -19,10 +19,10 @@ CLASSES = [
 
 
 def check_archives(folder: Path) -> None:
-    """Check that the four files are there, each with or without `.gz`.
+    """Check that all four files exist, with or without `.gz`.
 
     Raises:
-        ValueError: if one is not.
+        ValueError: if a file is missing.
     """
     names = [
         f"{s}-{kind}-ubyte" for s in SPLITS.values() for kind in ("images-idx3", "labels-idx1")
@@ -35,10 +35,10 @@ def check_archives(folder: Path) -> None:
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """Read an array of bytes in the IDX format, gzipped or not.
+    """Read an array of bytes in IDX format, gzipped or not.
 
     Raises:
-        ValueError: if the file is not of that format, or cut.
+        ValueError: if the file is damaged, truncated or not in IDX format.
     """
     zipped = folder / f"{name}.gz"
     try:
@@ -49,24 +49,24 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
         )
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{zipped.name} is damaged: {error}") from None
-    # Two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as a big-endian int.
+    # Header: 0, 0, 8 (unsigned bytes), the number of dimensions, and each as a big-endian int32.
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise ValueError(f"{name} is not in the IDX format")
     shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if values.size != np.prod(shape):
-        raise ValueError(f"{name} has {values.size} values where its head says {np.prod(shape)}")
+        raise ValueError(f"{name} has {values.size} values, but its header says {np.prod(shape)}")
     return values.reshape(shape)
 
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """60,000 training and 10,000 test images of 28x28 pixels (Xiao et al. 2017, arXiv:1708.07747).
 
-    tensorflow-datasets' own builder of this name and these features downloads the files, insists on
-    the checksums of one compression of them, and needs TensorFlow; this one needs none of it.
+    tensorflow-datasets' own builder has the same name and features, but it downloads the files,
+    accepts only one compressed version of them, and needs TensorFlow.
 
     Args:
-        data_dir: where tensorflow-datasets keeps prepared data.
+        data_dir: folder for data sets prepared by tensorflow-datasets.
         archives: folder with the four files.
     """
 
@@ -80,7 +80,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Images of clothes, made as a drop-in replacement of MNIST.",
+            description="Images of clothing, a drop-in replacement for MNIST.",
             homepage="https://github.com/zalandoresearch/fashion-mnist",
             features=tfds.features.FeaturesDict(
                 {

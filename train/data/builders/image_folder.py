@@ -1,4 +1,4 @@
-"""A user's own images, in folders named after their classes, as a tensorflow-datasets builder."""
+"""Builder for a user's own images, in one folder per class."""
 
 import io
 import types
@@ -13,7 +13,7 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 def find_images(folder: Path) -> dict[str, list[Path]]:
-    """Find the images of each class: `folder/CLASS/**/*.jpg` and the like, in a fixed order."""
+    """Find the images of each class, `folder/CLASS/**/*.jpg` and so on, in a fixed order."""
     return {
         of_class.name: sorted(
             path
@@ -28,12 +28,12 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
 def hold_out(
     images: dict[str, list[Path]], share: float
 ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Split off a share of each class for testing, at random but always the same.
+    """Hold out a random but reproducible share of each class for testing.
 
     Args:
-        images: of each class.
-        share: of the images that are held out, more than 0 and less than 1; at least one of each
-            class, and at least one is left.
+        images: images of each class.
+        share: fraction to hold out, above 0 and below 1. Of each class, at least one image is held
+            out and at least one remains.
 
     Returns:
         Training images and test images.
@@ -49,12 +49,12 @@ def hold_out(
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Labelled images whose files are stored as they are, so that TensorFlow is not needed.
+    """Labeled images whose files are stored unchanged, so that TensorFlow is not needed.
 
     Args:
-        data_dir: where tensorflow-datasets keeps prepared data.
+        data_dir: folder for data sets prepared by tensorflow-datasets.
         train: training images of each class.
-        test: test images of each class; the same classes.
+        test: test images of each class, for the same classes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -67,7 +67,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @classmethod
     def named(cls, name: str) -> type["ImageFolder"]:
-        """Make a builder of this kind with a name, which to tensorflow-datasets is the class's."""
+        """Make a subclass with this name: tensorflow-datasets names a data set by its class."""
         return types.new_class(
             name, (cls,), {"skip_registration": True}, lambda body: body.update(name=name)
         )

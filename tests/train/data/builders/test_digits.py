@@ -1,4 +1,4 @@
-"""The embedded digits, as tensorflow-datasets prepares and reads them."""
+"""Tests of the embedded digits, prepared and read by tensorflow-datasets."""
 
 import socket
 import subprocess
@@ -23,7 +23,7 @@ def dataset(digits_dir: Path) -> Dataset:
 
 
 def sixteenths(records: Records) -> list[tuple[int, ...]]:
-    """The label and the 64 pixels of each record, on scikit-learn's scale from 0 to 16, sorted."""
+    """Sorted rows of each record's label and 64 pixels, on scikit-learn's scale from 0 to 16."""
     rows = []
     for record in records.__getitems__(range(len(records))):
         pixels = decode(record["image"], num_channels=1).ravel().astype(int) * 16 / 255
@@ -32,7 +32,7 @@ def sixteenths(records: Records) -> list[tuple[int, ...]]:
     return sorted(rows)
 
 
-def test_they_are_scikit_learns_and_every_fifth_is_held_out(dataset: Dataset):
+def test_images_are_those_of_scikit_learn_and_every_fifth_is_held_out(dataset: Dataset):
     original: Any = load_digits()
     columns = [original.target[:, None], original.images.reshape(-1, 64).astype(int)]
     rows = [tuple(row) for row in np.concatenate(columns, axis=1).tolist()]
@@ -43,7 +43,7 @@ def test_they_are_scikit_learns_and_every_fifth_is_held_out(dataset: Dataset):
     assert (len(dataset.train), len(dataset.evaluation)) == (1437, 360)
 
 
-def test_each_digit_is_well_represented_in_both_parts(dataset: Dataset):
+def test_each_digit_is_well_represented_in_both_splits(dataset: Dataset):
     assert dataset.num_classes == 10
     for part in (dataset.train, dataset.evaluation):
         labels = [row[0] for row in sixteenths(part)]
@@ -52,9 +52,9 @@ def test_each_digit_is_well_represented_in_both_parts(dataset: Dataset):
         assert counts.min() > 0.07 * len(part)
 
 
-def test_preparing_them_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_preparation_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a connection was asked for")
+        raise AssertionError("a connection was requested")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -76,8 +76,8 @@ print(len(dataset.train.__getitems__(range(1437))))
 """
 
 
-def test_two_runs_may_prepare_them_at_the_same_time(tmp_path: Path):
-    """As the jobs of an array do on their first day."""
+def test_two_runs_can_prepare_the_digits_at_the_same_time(tmp_path: Path):
+    """The jobs of an array do so when they first start."""
     started = tmp_path / "started"
     started.mkdir()
     runs = [

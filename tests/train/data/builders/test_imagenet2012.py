@@ -1,7 +1,7 @@
-"""ImageNet's way from the official archives to an exact evaluation.
+"""Tests of ImageNet, from the official archives to an exact evaluation.
 
-The archives made here have the official structure and names, with a few small images: 1,000
-archives of classes in one, and the first of the 50,000 validation images in the other.
+The archives generated here have the official structure and names, with a few small images: one
+holds 1,000 archives of classes, and the other the first of the 50,000 validation images.
 """
 
 import importlib.util
@@ -27,12 +27,12 @@ from train.recipes import imagenet
 
 ROOT = Path(__file__).parents[4]
 NUM_VALIDATION = 50
-# Two that TFDS converts because the official archive has them so, by their names there.
+# The official archive has a CMYK image and a PNG under these names, which TFDS converts.
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
 
 
 def encoded(number: int, mode: str = "RGB", file_format: str = "JPEG") -> bytes:
-    """A small image of its own size and colour."""
+    """A small image whose size and color depend on the number."""
     size = 20 + number % 17, 20 + number % 13
     colour = tuple(number * step % 256 for step in (1, 3, 7))
     buffer = io.BytesIO()
@@ -95,36 +95,39 @@ def cut(path: Path, keep: int) -> None:
     [
         (lambda train, validation: train.unlink(), f"lacks {TRAIN}"),
         (lambda train, validation: validation.unlink(), f"lacks {VALIDATION}"),
-        (lambda train, validation: cut(train, 0), f"{TRAIN} is no whole tar archive: empty file"),
+        (
+            lambda train, validation: cut(train, 0),
+            f"{TRAIN} is not a complete tar archive: empty file",
+        ),
         (lambda train, validation: tar(train, {}), f"{TRAIN} is an empty archive"),
         (
             lambda train, validation: validation.write_bytes(b"<html>" * 1000),
-            f"{VALIDATION} is no whole tar archive",
+            f"{VALIDATION} is not a complete tar archive",
         ),
-        # In the middle of a member, of a member's head, and between two members.
+        # Truncated inside a member, inside a member's header, and between two members.
         (lambda train, validation: cut(train, 5 * 10752 + 600), f"{TRAIN} is"),
         (
             lambda train, validation: cut(train, 5 * 10752 + 300),
-            f"{TRAIN} is cut after n01494475.tar",
+            f"{TRAIN} is truncated after n01494475.tar",
         ),
-        (lambda train, validation: cut(validation, 1536), f"{VALIDATION} is cut after"),
+        (lambda train, validation: cut(validation, 1536), f"{VALIDATION} is truncated after"),
         (
             lambda train, validation: tar(train, {"n01440764.tar": b""}),
-            "999 are missing or too many, such as n01443537.tar",
+            "999 are missing or unexpected, such as n01443537.tar",
         ),
         (
             lambda train, validation: tar(validation, {"val/ILSVRC2012_val_00000001.JPEG": b""}),
-            "it has val/ILSVRC2012_val_00000001.JPEG in place of ILSVRC2012_val_00000001.JPEG",
+            "contains val/ILSVRC2012_val_00000001.JPEG instead of ILSVRC2012_val_00000001.JPEG",
         ),
         (
             lambda train, validation: tar(
                 validation, {f"ILSVRC2012_val_0000000{place}.JPEG": b"" for place in (1, 3)}
             ),
-            "it has ILSVRC2012_val_00000003.JPEG in place of ILSVRC2012_val_00000002.JPEG",
+            "contains ILSVRC2012_val_00000003.JPEG instead of ILSVRC2012_val_00000002.JPEG",
         ),
     ],
 )
-def test_archives_that_are_not_the_official_ones_are_refused(
+def test_archives_that_differ_from_the_official_ones_are_refused(
     archives: Path, damage: Callable[[Path, Path], None], words: str
 ):
     damage(archives / TRAIN, archives / VALIDATION)
@@ -133,12 +136,12 @@ def test_archives_that_are_not_the_official_ones_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_whole_archives_pass(whole_archives: Path):
+def test_complete_archives_are_accepted(whole_archives: Path):
     check_archives(whole_archives)
 
 
 def python_m(words: str) -> str:
-    """Run a command of the project as a user does, and return what it says."""
+    """Run a command of the project as a user does, and return its output."""
     command = [sys.executable, "-m", *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
@@ -156,7 +159,7 @@ def stored(records: Records) -> dict[str, tuple[bytes, int]]:
     importlib.util.find_spec("tensorflow") is None,
     reason="TensorFlow, which prepares ImageNet, is not installed: pip install -e '.[prepare]'",
 )
-def test_from_the_official_archives_to_an_exact_evaluation(whole_archives: Path, tmp_path: Path):
+def test_from_official_archives_to_an_exact_evaluation(whole_archives: Path, tmp_path: Path):
     data, workdir = tmp_path / "data", tmp_path / "run"
     prepare = f"train.prepare imagenet2012 --archives {whole_archives} --data-dir {data}"
     num_training = sum(map(len, TRAINING_IMAGES.values()))
@@ -181,7 +184,7 @@ def test_from_the_official_archives_to_an_exact_evaluation(whole_archives: Path,
             decode(image, 3).mean((0, 1)), decode(encoded(number), 3).mean((0, 1)), atol=9
         )
     assert training == expected
-    # The order of the names, and the labels that TFDS ships for it.
+    # Validation images in the order of their names, with the labels that TFDS ships.
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     assert stored(dataset.evaluation) == {
         name: (image, synsets().index(synset))
