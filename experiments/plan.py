@@ -1,4 +1,4 @@
-"""What is compared: trials by name, and which of them answer a question together."""
+"""Trials, by name, and the experiments that they belong to."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from train.step.state import TrainState, initial_state
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A configuration to be trained with several seeds.
+    """A configuration that is trained with one or more seeds.
 
     Attributes:
-        name: of its files.
-        title: in the tables.
-        config: of its runs, but for seed and folders.
-        optimizer: as `train.loop.run` takes it.
-        start: likewise.
+        name: name of its result file and of its folder of runs.
+        title: name in tables.
+        config: configuration of its runs, except for seed and folders.
+        optimizer: factory with the signature of `make_optimizer`, for `train.loop.run`.
+        start: factory with the signature of `initial_state`, for `train.loop.run`.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Trials that answer a question together.
+    """Trials that answer one question.
 
     Attributes:
-        title: of the question.
-        trials: their names.
-        num_seeds: how many runs each is given, with seeds from 0.
+        title: the question.
+        trials: names of the trials.
+        num_seeds: number of runs of each trial, with seeds from 0.
     """
 
     title: str
@@ -47,17 +47,17 @@ class Experiment:
 
 
 def base(batch_size: int) -> str:
-    """Name the trial of the paper's rules at a minibatch kn."""
+    """Return the name of the trial that follows the paper's rules at a minibatch of kn."""
     return f"kn-{batch_size}"
 
 
 def variant(batch_size: int, what: str) -> str:
-    """Name the trial at kn that differs from `base` in one thing."""
+    """Return the name of the trial that differs from `base` in one respect."""
     return f"kn-{batch_size}-{what}"
 
 
 def with_rate(batch_size: int, rate: float) -> str:
-    """Name the trial with another rate of the reference, scaled linearly."""
+    """Return the name of the trial that linearly scales this rate of the reference."""
     return base(batch_size) if rate == RATE else variant(batch_size, f"rate-{rate:g}")
 
 
@@ -85,7 +85,7 @@ def _trials() -> list[Trial]:
         for rate in rates
         if rate != RATE
     ]
-    # The rate that the trainer's linear rule gives for another base is the one that is wanted.
+    # The trainer only scales linearly; another base minibatch gives the rates of other rules.
     trials += [
         Trial(
             variant(kn, "sqrt"),
@@ -126,12 +126,12 @@ TRIALS = {trial.name: trial for trial in _trials()}
 
 EXPERIMENTS = {
     "reference": Experiment(
-        "The rate of the reference",
+        "The rate of the reference minibatch",
         tuple(with_rate(REFERENCE, rate) for rate in RATES),
         1,
     ),
     "warmup": Experiment(
-        "Warmup at the large minibatch (Table 1, figure 2)",
+        "Warmup for the large minibatch (Table 1, figure 2)",
         (
             base(REFERENCE), variant(LARGE, "none"), variant(LARGE, "constant"),
             base(LARGE),
@@ -156,13 +156,13 @@ EXPERIMENTS = {
         ),
         1,
     ),
-    "initialisation": Experiment(
-        "γ = 1 in every batch normalisation (Table 2b)",
+    "initialization": Experiment(
+        "γ = 1 in every batch normalization (Table 2b)",
         (base(REFERENCE), base(LARGE), variant(REFERENCE, "gamma-1"), variant(LARGE, "gamma-1")),
         1,
     ),
     "pitfalls": Experiment(
-        "Batch normalisation, momentum correction and the loss's scale (sections 2.3 and 3)",
+        "Batch normalization, momentum correction, scaled loss (sections 2.3 and 3)",
         (
             base(REFERENCE), variant(REFERENCE, "whole-bn"),
             base(LARGE), variant(LARGE, "whole-bn"), variant(LARGE, "eq-10-corrected"),

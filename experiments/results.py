@@ -1,12 +1,16 @@
-"""What is kept of runs: one JSON for each trial, `results/NAME.json`.
+"""Results of runs: one JSON file per trial, `results/NAME.json`.
 
     {"trial": ..., "config": {field: value, ...}, "runs": {seed: {...}, ...}}
 
-`config` has all fields on which numbers depend, but for the seed. A run has its `top1_error` (the
-median of the last five epochs, as all errors a fraction), `test_error` and `train_error` as pairs
-of epoch and error, `noise_scale` likewise where it was logged (in images, null where it could not
-be told), `params_digest`, `num_steps`, `seconds` of training and `versions`; a run whose loss was
-not finite has `diverged` with what the trainer said, and `versions`.
+`config` holds every field that results depend on, except for the seed. Errors are fractions. A run
+has these fields:
+
+- `top1_error`: median test error of the last five epochs.
+- `test_error`, `train_error`: pairs of epoch and error.
+- `noise_scale`, if it was logged: pairs of epoch and images (null while undefined).
+- `params_digest`, `num_steps`, `versions`, and `seconds` of training.
+
+A run with a loss that was not finite has only `diverged`, the trainer's message, and `versions`.
 """
 
 import dataclasses
@@ -28,19 +32,19 @@ BINS_PER_EPOCH = 10
 
 
 def fields_of(trial: Trial) -> dict[str, Any]:
-    """The experiment of a trial without its seed, as JSON has it."""
+    """Return the experiment of a trial as it is saved, without the seed, the key of each run."""
     fields = dataclasses.asdict(trial.config.experiment)
     del fields["seed"]
     return json.loads(json.dumps(fields, default=str))
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Say where a trial's JSON lies."""
+    """Return the path of the result file of a trial."""
     return folder / "results" / f"{name}.json"
 
 
-def runs_of(folder: Path, name: str) -> dict[int, Run]:
-    """All runs of a trial that are kept, by seed; none where there is no file."""
+def load_runs(folder: Path, name: str) -> dict[int, Run]:
+    """Load the runs of a trial, by seed; empty if the trial has no result file."""
     path = path_of(folder, name)
     if not path.exists():
         return {}
@@ -48,29 +52,29 @@ def runs_of(folder: Path, name: str) -> dict[int, Run]:
 
 
 def check(folder: Path, trial: Trial) -> None:
-    """Check that what is kept of a trial is of its present configuration.
+    """Check that the saved runs of a trial have its current configuration.
 
     Raises:
-        UsageError: if not.
+        UsageError: if the configurations differ.
     """
     path = path_of(folder, trial.name)
     if not path.exists():
         return
-    kept, now = json.loads(path.read_text())["config"], fields_of(trial)
-    names = kept.keys() | now.keys()
-    if differing := sorted(name for name in names if kept.get(name) != now.get(name)):
+    saved, now = json.loads(path.read_text())["config"], fields_of(trial)
+    names = saved.keys() | now.keys()
+    if differing := sorted(name for name in names if saved.get(name) != now.get(name)):
         raise UsageError(
             f"{path} holds runs of another configuration, which differs in "
-            f"{', '.join(differing)}; move it away"
+            f"{', '.join(differing)}; move or delete it"
         )
 
 
-def keep(folder: Path, trial: Trial, seed: int, run: Run) -> None:
-    """Add a run to its trial's JSON."""
-    runs = runs_of(folder, trial.name) | {seed: run}
+def save_run(folder: Path, trial: Trial, seed: int, run: Run) -> None:
+    """Add a run to the result file of its trial."""
+    runs = load_runs(folder, trial.name) | {seed: run}
     path = path_of(folder, trial.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One line for each part of a run, so that differences can be read.
+    # One line per field of a run keeps diffs readable.
     lines = ",\n".join(
         f'  "{seed}": {{\n'
         + ",\n".join(f'   "{name}": {json.dumps(value)}' for name, value in runs[seed].items())
@@ -82,7 +86,7 @@ def keep(folder: Path, trial: Trial, seed: int, run: Run) -> None:
 
 
 def collect(workdir: Path) -> Run:
-    """Sum up a finished run."""
+    """Summarize a finished run from its workdir."""
     summary = read_summary(workdir)
     records = read_records(workdir / "metrics.jsonl")
     run: Run = {
@@ -101,7 +105,7 @@ def collect(workdir: Path) -> Run:
         "seconds": round(records[-1]["train/seconds"]),
         "versions": versions(),
     }
-    # An average already: the last one of each part of an epoch.
+    # The logged values are moving averages, so the last one of each bin represents it.
     logged = {
         math.ceil(record["epoch"] * BINS_PER_EPOCH): record
         for record in records
@@ -115,6 +119,6 @@ def collect(workdir: Path) -> Run:
 
 
 def versions() -> dict[str, str]:
-    """Of what numbers depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     packages = {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")}
     return {"python": platform.python_version(), **packages}

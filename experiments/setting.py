@@ -1,11 +1,13 @@
-"""The setting of all comparisons, chosen on the reference alone and written down before them.
+"""The setting of all trials, chosen on the reference alone before any other trial was run.
 
-Fashion-MNIST at 14x14 pixels, so that a run takes minutes: 60,000 images, the paper's schedule at a
-tenth of its length (9 epochs, warmup for half of one, ÷10 at 3, 6 and 8), n = 16, and a reference
-minibatch of 64. Its rate is one of 0.05, 0.1, 0.2 and 0.4 (`python -m experiments reference`): the
-least whose error there is within a quarter of a point of the best one's, since a larger one leaves
-less room to scale. The large minibatch is the largest with at least 100 steps an epoch, of which
-the paper's has 156: 512, 8 times the reference.
+The data set is Fashion-MNIST (60,000 images) at 14x14 pixels, so that a run takes minutes. The
+schedule is the paper's at a tenth of its length: 9 epochs, warmup for half an epoch, ÷10 at epochs
+3, 6 and 8. n is 16 and the reference minibatch is 64.
+
+The rate of the reference is one of 0.05, 0.1, 0.2 and 0.4 (`python -m experiments reference`): the
+smallest one with an error within a quarter of a point of the lowest, because a larger rate leaves
+less room to scale. The large minibatch is 512, 8 times the reference: the largest power of two with
+at least 100 steps per epoch (the paper's has 156).
 """
 
 from typing import Any
@@ -18,15 +20,15 @@ BATCH_SIZE_PER_WORKER = 16
 REFERENCE, LARGE = 64, 512
 RATES = (0.05, 0.1, 0.2, 0.4)
 RATE = 0.2
-NUM_PARTS = 8  # in which a large minibatch goes through one core, the faster by an eighth
+NUM_PARTS = 8  # accumulation steps of a large minibatch; one core runs them an eighth faster
 
 
 def setting(batch_size: int, **changes: Any) -> Config:
-    """Scale the reference to a minibatch, by the paper's rule and with its gradual warmup.
+    """Configure linear scaling from the reference to a minibatch, with gradual warmup.
 
     Args:
         batch_size: kn, a multiple of n.
-        changes: of single fields.
+        changes: fields of `Config` to replace.
     """
     num_workers = batch_size // BATCH_SIZE_PER_WORKER
     fields: dict[str, Any] = {

@@ -1,7 +1,4 @@
-"""Train one of the compared trials, as the trainer's own command would.
-
-python -m experiments.trial kn-512-none --seed 0
-"""
+"""Train one trial with one seed: `python -m experiments.trial kn-512-none --seed 0`."""
 
 import dataclasses
 import sys
@@ -19,23 +16,23 @@ PROG = "python -m experiments.trial"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train one of the compared trials."""
+    """Train one trial of experiments/plan.py with one seed."""
 
     name: tyro.conf.Positional[str]
-    """Of the trial, such as kn-1024."""
+    """Name of the trial, such as kn-1024."""
 
     seed: int = 0
-    """Of its run."""
+    """Random seed of the run."""
 
     workdir: Path = Path("runs/experiments")
-    """Folder in which the run has a folder of its own."""
+    """Parent folder of all runs; this one is written to WORKDIR/NAME/seed-SEED."""
 
     data_dir: Path | None = None
-    """Where tensorflow-datasets keeps prepared data; its own default if left out."""
+    """Folder with the prepared data; the default folder of tensorflow-datasets if omitted."""
 
 
 def workdir_of(folder: Path, name: str, seed: int) -> Path:
-    """Say in which folder a trial's run with a seed lies."""
+    """Return the folder of the run of a trial with a seed."""
     return folder / name / f"seed-{seed}"
 
 
@@ -45,7 +42,7 @@ def main(args: list[str]) -> int:
     def command() -> int:
         options = command_line.parse_options(Options, args, PROG)
         if options.name not in TRIALS:
-            raise UsageError(f"there is no trial {options.name}; there are {', '.join(TRIALS)}")
+            raise UsageError(f"unknown trial {options.name}; the trials are {', '.join(TRIALS)}")
         trial = TRIALS[options.name]
         config = trial.config.replace(
             workdir=workdir_of(options.workdir, trial.name, options.seed),
@@ -53,7 +50,7 @@ def main(args: list[str]) -> int:
             data_dir=options.data_dir,
         )
         keep_compiled(config.machine.compilation_cache_dir)
-        from train.loop import run  # with JAX set up
+        from train.loop import run  # imported after JAX is configured
 
         return run(config, optimizer=trial.optimizer, start=trial.start)
 

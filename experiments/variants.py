@@ -1,6 +1,6 @@
-"""What the comparisons vary and no flag of the trainer does: parts that take the place of its own.
+"""Optimizers and initial states that no flag of the trainer selects: arguments of `train.loop.run`.
 
-Each is an argument of `train.loop.run`.
+The functions have the signatures of `make_optimizer` and `initial_state`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ def gamma_one(
     optimizer: optax.GradientTransformation,
     workers: Workers,
 ) -> TrainState:
-    """Start with γ = 1 in every batch normalisation (paper, Table 2b)."""
+    """Initialize γ = 1 in every batch normalization (paper, Table 2b)."""
 
     def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         names = [getattr(entry, "key", None) for entry in path]
@@ -37,7 +37,7 @@ def gamma_one(
 
 
 def eq_10(schedule: optax.Schedule, name: str = "sgd") -> optax.GradientTransformation:
-    """Fold the rate into the velocity, with nothing corrected (paper, section 3, remark 2)."""
+    """Fold the rate into the velocity, without correction (paper, section 3, remark 2)."""
     return _folded(schedule, correct=False)
 
 
@@ -55,20 +55,20 @@ def _folded(schedule: optax.Schedule, *, correct: bool) -> optax.GradientTransfo
 
 @dataclasses.dataclass(frozen=True)
 class ScaledLoss:
-    """Scale the loss by what the rate would be scaled by (paper, section 3, remark 1).
+    """Scale the loss by the factor that would scale the rate (paper, section 3, remark 1).
 
-    Two things differ from scaling the rate: weight decay is not scaled, and while the factor grows
-    during the warmup, past gradients keep the smaller factor of their own time, as in eq. 10
-    without correction.
+    This differs from scaling the rate in two ways: weight decay is not scaled, and during the
+    warmup the velocity holds past gradients with their smaller factors, as in eq. 10 without
+    correction.
 
     Args:
-        rates: the schedule that the rate itself would follow.
+        rates: schedule that the rate would follow if it were scaled instead.
     """
 
     rates: optax.Schedule
 
     def __call__(self, schedule: optax.Schedule, name: str = "sgd") -> optax.GradientTransformation:
-        """Build the optimizer; weight decay comes after the scaling, and so is not scaled."""
+        """Build the optimizer. Weight decay is added after the scaling, so it is not scaled."""
         return optax.chain(
             optax.scale_by_schedule(lambda step: self.rates(step) / schedule(step)),
             make_optimizer(schedule),
@@ -76,8 +76,8 @@ class ScaledLoss:
 
 
 def sqrt_base(batch_size: int, reference: int) -> int:
-    """The base minibatch with which the linear rule gives the rate of square-root scaling.
+    """Base minibatch for which linear scaling gives the rate of square-root scaling.
 
-    Whole, so that the rate is 0.01 % off at minibatches of 512 and 2048.
+    It is an integer, so the rate is off by 0.01 % at minibatches of 512 and 2048.
     """
     return round(math.sqrt(batch_size * reference))

@@ -1,4 +1,4 @@
-"""What the experiments' tests share: a small data set in the place of Fashion-MNIST."""
+"""Fixtures for the tests of the experiments: a small substitute for Fashion-MNIST."""
 
 import gzip
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.data.builders.fashion_mnist import FashionMnist
 
 @pytest.fixture(scope="session")
 def fashion_mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data_dir with 1,024 training and 64 test images of ten classes, told apart by a square."""
+    """Data folder with 1,024 training and 64 test images; a bright square marks the class."""
     archives, data_dir = tmp_path_factory.mktemp("archives"), tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for start, number in (("train", 1024), ("t10k", 64)):

@@ -1,4 +1,4 @@
-"""The command that compares, as a user runs it: stopped, run again, run a third time."""
+"""`python -m experiments` as a user runs it: stopped, resumed, and run once more."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from experiments.plan import TRIALS
-from experiments.results import runs_of
+from experiments.results import load_runs
 from train.run.workdir import read_summary
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 300.0  # after which it is taken to hang
+SECONDS = 300.0  # timeout of the command
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -26,11 +26,11 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 def run(*words: str) -> tuple[int, str]:
     process = start(*words)
-    said, _ = process.communicate(timeout=SECONDS)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, output
 
 
-def test_an_experiment_is_stopped_and_goes_on_and_is_not_made_twice(
+def test_an_experiment_is_stopped_and_resumed_and_its_results_are_reused(
     tmp_path: Path, fashion_mnist_dir: Path
 ):
     words = ["noise-scale", "--workdir", str(tmp_path), "--data-dir", str(fashion_mnist_dir)]
@@ -43,48 +43,48 @@ def test_an_experiment_is_stopped_and_goes_on_and_is_not_made_twice(
         assert time.monotonic() - began < SECONDS
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 75, said
-    assert said.splitlines()[-1] == "stopped and saved; the same command goes on"
-    assert not runs_of(tmp_path, names[1])
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, output
+    assert output.splitlines()[-1] == "stopped and saved; rerun the command to resume"
+    assert not load_runs(tmp_path, names[1])
 
-    code, said = run(*words)
-    assert code == 0, said
+    code, output = run(*words)
+    assert code == 0, output
     for name in names:
-        kept = runs_of(tmp_path, name)[0]
+        saved = load_runs(tmp_path, name)[0]
         summary = read_summary(tmp_path / name / "seed-0")
-        assert kept["params_digest"] == summary["params_digest"]
-        assert kept["top1_error"] == summary["top1_error_median_last5"]
-        assert [epoch for epoch, _ in kept["test_error"]] == list(range(1, 10))
-        assert kept["train_error"][0][1] > kept["train_error"][-1][1]  # it has learnt
-        assert [epoch for epoch, _ in kept["noise_scale"]][-1] == 9
+        assert saved["params_digest"] == summary["params_digest"]
+        assert saved["top1_error"] == summary["top1_error_median_last5"]
+        assert [epoch for epoch, _ in saved["test_error"]] == list(range(1, 10))
+        assert saved["train_error"][0][1] > saved["train_error"][-1][1]  # the network has learned
+        assert [epoch for epoch, _ in saved["noise_scale"]][-1] == 9
         written = json.loads((tmp_path / name / "seed-0" / "config.json").read_text())
         assert written["base_learning_rate"] == TRIALS[name].config.experiment.base_learning_rate
-    page = (tmp_path / "README.md").read_text()
-    assert "| noise scale | rate at its peak |" in page
+    page = (tmp_path / "tables.md").read_text()
+    assert "| noise scale (images) | rate at its peak |" in page
     assert (tmp_path / "noise_scale.png").stat().st_size > 10_000
 
-    code, said = run(*words)
-    assert code == 0, said
-    assert said.startswith("0 of 2 runs are to be made")
-    assert (tmp_path / "README.md").read_text() == page
+    code, output = run(*words)
+    assert code == 0, output
+    assert output.startswith("0 of 2 runs to do")
+    assert (tmp_path / "tables.md").read_text() == page
 
 
-def test_data_that_is_not_prepared_ends_it_in_one_line(tmp_path: Path):
+def test_data_that_is_not_prepared_is_reported_in_one_line(tmp_path: Path):
     words = ["noise-scale", "--workdir", str(tmp_path / "runs"), "--data-dir", str(tmp_path)]
-    code, said = run(*words, "--jobs", "1")
+    code, output = run(*words, "--jobs", "1")
     assert code == 2
-    last = said.splitlines()[-1]
+    last = output.splitlines()[-1]
     assert last.startswith(
         "python -m experiments: kn-64-noise-scale, seed 0 ended with exit code 2"
     )
     assert "python -m train.prepare fashion_mnist" in last
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
-def test_a_wrong_command_line_is_one_line():
+def test_a_wrong_command_line_is_reported_in_one_line():
     for words in (["warm-up"], ["warmup", "--jobs", "0"]):
-        code, said = run(*words)
+        code, output = run(*words)
         assert code == 2
-        assert said.startswith("python -m experiments: ")
-        assert len(said.splitlines()) == 1, said
+        assert output.startswith("python -m experiments: ")
+        assert len(output.splitlines()) == 1, output

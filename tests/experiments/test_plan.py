@@ -1,4 +1,4 @@
-"""What is compared: the trials are the trainer's own configurations."""
+"""The trials are configurations of the trainer, and each belongs to an experiment."""
 
 import dataclasses
 import math
@@ -14,18 +14,18 @@ from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
 
 
-def test_each_trial_answers_a_question():
+def test_each_trial_belongs_to_an_experiment():
     assert {name for experiment in EXPERIMENTS.values() for name in experiment.trials} == set(
         TRIALS
     )
 
 
-def test_the_command_knows_all_questions():
+def test_the_command_knows_all_experiments():
     names, _ = get_args(get_type_hints(Options)["experiments"])
     assert set(get_args(names)) == set(EXPERIMENTS)
 
 
-def test_what_no_flag_says_takes_the_place_of_the_trainers_parts():
+def test_only_these_trials_replace_the_optimizer_or_the_initial_state():
     others = {
         trial.name: (trial.optimizer, trial.start)
         for trial in TRIALS.values()
@@ -50,12 +50,12 @@ def test_square_root_scaling_warms_up_from_the_reference_rate(kn: int):
         assert float(recipe.schedule()(0)) == pytest.approx(RATE)
 
 
-def test_a_rate_that_is_not_scaled_stays_that_of_the_reference():
+def test_a_rate_that_is_not_scaled_equals_that_of_the_reference():
     recipe = TRIALS["kn-512-fixed"].config.experiment.large_minibatch_recipe(NUM_EXAMPLES)
     assert recipe.peak_learning_rate == pytest.approx(RATE)
 
 
-def test_the_loss_is_scaled_by_what_the_rate_would_be():
+def test_the_loss_is_scaled_by_the_factor_of_the_rate():
     trial = TRIALS["kn-512-scaled-loss"]
     rates = trial.config.experiment.large_minibatch_recipe(NUM_EXAMPLES).schedule()
     scaled = TRIALS[base(LARGE)].config.experiment.large_minibatch_recipe(NUM_EXAMPLES).schedule()
@@ -64,7 +64,7 @@ def test_the_loss_is_scaled_by_what_the_rate_would_be():
     assert float(scaled(200)) == pytest.approx(RATE * LARGE / REFERENCE)
 
 
-def test_batch_normalisation_over_the_minibatch_sees_the_same_images_at_the_same_rate():
+def test_batch_normalization_over_the_minibatch_keeps_images_and_rate():
     for kn in (REFERENCE, LARGE):
         whole, own = TRIALS[f"kn-{kn}-whole-bn"].config, setting(kn)
         assert (whole.experiment.num_workers, whole.experiment.batch_size) == (1, kn)
@@ -76,7 +76,7 @@ def test_batch_normalisation_over_the_minibatch_sees_the_same_images_at_the_same
         } <= changed
 
 
-def test_the_setting_is_as_it_was_written_down():
+def test_the_large_minibatch_is_the_largest_with_100_steps_per_epoch():
     recipes = [
         setting(kn).experiment.large_minibatch_recipe(NUM_EXAMPLES) for kn in (LARGE, 2 * LARGE)
     ]

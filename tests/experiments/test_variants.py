@@ -1,4 +1,4 @@
-"""The parts that take the trainer's place, against the trainer's own."""
+"""The optimizers and initial states of the experiments, compared with the trainer's own."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0, 3.0])}, "bn": {"scale": jnp.a
 
 
 def rates(step: Any) -> jax.Array:
-    """Rise over four updates, stay, fall to a tenth."""
+    """Rise over four updates, stay constant, then drop."""
     step = jnp.asarray(step, jnp.float32)
     return jnp.where(step < 8, 0.1 + 0.1 * jnp.minimum(step, 4), 0.05)
 
@@ -36,32 +36,32 @@ def path_of(optimizer: optax.GradientTransformation, num_steps: int) -> list[Any
     return path
 
 
-def test_eq_10_with_correction_is_the_trainers_optimizer():
+def test_eq_10_with_correction_equals_the_trainers_optimizer():
     theirs, ours = path_of(make_optimizer(rates), 12), path_of(variants.eq_10_corrected(rates), 12)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
 
 
 def test_eq_10_without_correction_lags_behind_a_warmup_and_overshoots_after_a_drop():
     theirs, ours = path_of(make_optimizer(rates), 12), path_of(variants.eq_10(rates), 12)
-    chex.assert_trees_all_close(ours[0], theirs[0], rtol=1e-6)  # no rate has changed yet
+    chex.assert_trees_all_close(ours[0], theirs[0], rtol=1e-6)  # the rate has not changed yet
     for step in (2, 11):
         with pytest.raises(AssertionError):
             chex.assert_trees_all_close(ours[step], theirs[step], rtol=1e-3)
 
 
-def test_a_scaled_loss_scales_all_but_the_weight_decay():
+def test_a_scaled_loss_scales_everything_except_weight_decay():
     small, large = (optax.constant_schedule(jnp.float32(rate)) for rate in (0.1, 0.8))
     ours = path_of(variants.ScaledLoss(large)(small), 1)[0]
     theirs = path_of(make_optimizer(large), 1)[0]
     chex.assert_trees_all_close(ours["bn"], theirs["bn"], rtol=1e-6)
-    # Nesterov's first update has the gradient 1 + m times.
+    # The first update of Nesterov momentum is (1 + m) times the gradient.
     difference = 1.9 * (0.8 - 0.1) * WEIGHT_DECAY * PARAMS["conv"]["kernel"]
     np.testing.assert_allclose(
         ours["conv"]["kernel"] - theirs["conv"]["kernel"], difference, rtol=2e-3
     )
 
 
-def test_gamma_one_changes_the_last_normalisation_of_each_block_alone():
+def test_gamma_one_changes_only_the_last_batch_normalization_of_each_block():
     config = setting(64)
     workers = make_workers(config, jax.devices()[:1])
     optimizer = make_optimizer(rates)

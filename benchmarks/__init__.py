@@ -1,0 +1,1 @@
+"""Benchmarks of the library and the trainer, one command each: `python -m benchmarks.NAME`."""
