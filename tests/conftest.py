@@ -23,8 +23,12 @@ if IS_FIRST:
 
 # Each file's tests stay on one core, so the longest files must not come last.
 LONGEST_FIRST = [
-    "test_loop.py", "test_train_step.py", "test_processes.py", "test_main.py", "test_fine_tuning.py",
-]  # fmt: skip
+    "test_loop.py",
+    "test_train_step.py",
+    "test_processes.py",
+    "test_main.py",
+    "test_fine_tuning.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -139,7 +139,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where and how the run executes. It may change whenever the run resumes."""
+    """The machine, and how the run executes on it. It may change whenever the run resumes."""
 
     data_dir: Path | None = None
     """Folder of prepared data sets. Default: that of tensorflow-datasets."""
@@ -213,7 +213,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where results go and how often. It may change whenever the run resumes."""
+    """Destination and frequency of results. They may change whenever the run resumes."""
 
     workdir: Path
     """Folder for checkpoints, metrics and curves. The same folder again resumes the run."""

@@ -1,54 +1,69 @@
-"""The structure of the house, read from the source."""
+"""Rules for the structure and the language of the project, checked on its source."""
 
 import ast
+import inspect
+import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# From the bottom up: a module imports only what stands before it.
+# Bottom up: a module imports only modules that precede it.
 ORDER = [
+    "errors",
     "data.images",
     "config",
-    "run.compilation_cache",
     "recipes",
-    "step.workers",
     "timeline",
+    "model.convolution",
+    "model.resnet",
+    "step.workers",
+    "step.examples",
+    "step.network",
+    "step.noise_scale",
+    "step.optimizer",
+    "step.state",
+    "step.train_step",
+    "step.evaluation",
     "data.builders.digits",
     "data.builders.fashion_mnist",
     "data.builders.image_folder",
     "data.builders.imagenet2012",
     "data.synthetic",
+    "data.dataset",
+    "plan",
     "data.reader",
     "data.minibatches",
-    "model.convolution",
-    "model.resnet",
-    "step.optimizer",
-    "step.noise_scale",
-    "step.state",
-    "step.train_step",
-    "run.checkpoint",
-    "cluster.agreement",
+    "run.workarounds",
+    "run.compilation_cache",
     "run.workdir",
-    "run.corrupt",
+    "run.manifest",
+    "run.checkpoint",
     "run.metrics",
-    "step.evaluation",
     "run.plots",
     "run.display",
+    "run.corrupt",
     "run.report",
+    "run.predictions",
+    "cluster.agreement",
+    "cluster.launchers",
     "cluster.stop",
     "loop",
-    "seeds",
     "command_line",
-    "cluster.launchers",
-    "prepare",
-    "evaluate",
-    "__main__",
-    "inspect",
     "planning.cost_model",
+    "planning.options",
+    "planning.memory",
+    "planning.slices",
+    "planning.prediction",
+    "__main__",
+    "evaluate",
+    "inspect",
     "memory",
     "pod",
+    "prepare",
 ]
 
 
@@ -71,7 +86,7 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def test_every_module_of_the_trainer_has_its_place():
+def test_every_module_is_listed():
     assert set(modules_of("train")) == set(ORDER)
 
 
@@ -83,7 +98,7 @@ def test_imports_run_one_way(module: str):
 
 
 @pytest.mark.parametrize("path", [*(ROOT / "optax_warmup").glob("*.py")], ids=lambda p: p.stem)
-def test_the_library_knows_nothing_of_the_trainer(path: Path):
+def test_the_library_does_not_import_the_trainer(path: Path):
     roots = {name.split(".")[0] for name in imports_of(path)}
     assert "train" not in roots
     assert not roots & {"flax", "tensorflow", "tensorflow_datasets", "grain", "tyro", "rich"}
@@ -106,3 +121,57 @@ def test_only_the_recipe_turns_epochs_into_steps():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
                 assert "epochs" not in ast.unparse(node), (module, ast.unparse(node))
+
+
+def test_imports_have_at_most_nine_levels():
+    modules = modules_of("train")
+    levels: dict[str, int] = {}
+    for module in ORDER:
+        imported = {name.removeprefix("train.") for name in imports_of(modules[module])}
+        levels[module] = 1 + max((levels[name] for name in imported & levels.keys()), default=0)
+    assert max(levels.values()) <= 9, levels
+
+
+def test_the_top_level_stays_small():
+    tracked = subprocess.run(
+        ["git", "ls-files", "train"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    entries = {Path(path).parts[1] for path in tracked}
+    assert len(entries) <= 20, sorted(entries)
+
+
+def sources() -> list[Path]:
+    folders = ("optax_warmup", "train", "benchmarks", "experiments", "docs", "tests")
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if "tests" not in path.parts])
+def test_a_long_file_says_why(path: Path):
+    """A file of more than 300 lines explains its length in its docstring."""
+    text = path.read_text()
+    if len(text.splitlines()) > 300:
+        assert "long" in (ast.get_docstring(ast.parse(text)) or ""), path
+
+
+# Openings that leave the thing without a name, and words that this project has overused.
+OPENING = re.compile(r"(Of|Whose|Where|As|To|With which|From which)\b")
+ODD = re.compile(
+    r"(?<!there )\b(is|are) no (?!longer|larger|more|less)\w"
+    r"|\b(likewise|goes on|as ever|whose place|stands? in|shall)\b"
+)
+
+
+def documented(path: Path) -> Iterator[str]:
+    """Docstrings of modules, classes, functions and attributes; the latter are help texts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            text = node.value.value
+            if isinstance(text, str):
+                yield inspect.cleandoc(text)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_and_help_texts_are_plain_english(path: Path):
+    for text in documented(path):
+        assert not OPENING.match(text), text
+        assert not ODD.search(text), text
