@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import tyro
 
-from train.config import Config
+from train.config import Config, JsonObject
 from train.errors import RunError, UsageError, from_os_error
 from train.recipes import RECIPES
 from train.run import workarounds
@@ -76,7 +76,7 @@ def _parse(call_tyro: Callable[[], T]) -> T:
 
 def _expand_home(options: T) -> T:
     """Replace `~` in every path. Shells do not expand it in `--data-dir=~/data`."""
-    fields: dict[str, Any] = {}
+    fields: JsonObject = {}
     for name, value in vars(options).items():
         if isinstance(value, Path):
             fields[name] = Path(os.path.expanduser(value))

@@ -20,6 +20,7 @@ from train.errors import UsageError, flag
 
 Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 OnNonfinite = Literal["stop", "skip"]
+JsonObject = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,7 @@ class Config:
         Args:
             changes: values of fields of `Experiment`, `Machine` or `Output`, by name.
         """
-        parts: dict[str, Any] = {}
+        parts: JsonObject = {}
         for part in dataclasses.fields(self):
             group = getattr(self, part.name)
             names = changes.keys() & {field.name for field in dataclasses.fields(group)}
@@ -275,7 +276,7 @@ class Config:
             raise TypeError(f"a configuration has no field {', '.join(sorted(unknown))}")
         return type(self)(**parts)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Every field by name; names are unique across the three parts."""
         return {
             name: value
@@ -299,7 +300,7 @@ class Config:
         return cls(**{name: _part_from_json(kind, saved) for name, kind in parts.items()})
 
 
-def read_fields(text: str) -> dict[str, Any]:
+def read_fields(text: str) -> JsonObject:
     """The fields of a saved configuration, as JSON has them.
 
     Raises:
@@ -311,9 +312,9 @@ def read_fields(text: str) -> dict[str, Any]:
     return saved
 
 
-def _part_from_json(kind: type[Any], saved: dict[str, Any]) -> Any:
+def _part_from_json(kind: type[Any], saved: JsonObject) -> Any:
     """One part of a configuration from the fields that JSON has for it."""
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for field in dataclasses.fields(kind):
         if field.name in saved:
             value = saved[field.name]

@@ -11,7 +11,6 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 import tyro
@@ -178,7 +177,7 @@ def _is_there(name: str, data_dir: Path) -> bool:
     return True
 
 
-def _write(builder: Any, download: DownloadConfig | None = None) -> None:
+def _write(builder: tfds.core.DatasetBuilder, download: DownloadConfig | None = None) -> None:
     folder = Path(builder.data_dir).parent
     # TFDS does not resume a killed preparation but starts over.
     for unfinished in folder.glob("incomplete.*"):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from train.config import Config
+from train.config import Config, JsonObject
 from train.data.builders.digits import Digits
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
 from train.errors import UsageError, unusable_folder
@@ -21,9 +21,9 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> JsonObject: ...
 
-    def __getitems__(self, indices: Sequence[int], /) -> Sequence[dict[str, Any]]: ...
+    def __getitems__(self, indices: Sequence[int], /) -> Sequence[JsonObject]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def _reject_foreign_classes(folder: Path) -> None:
     """Check features.json: tensorflow-datasets imports any module that it names."""
     for path in folder.rglob("features.json"):
 
-        def check(fields: dict[str, Any], path: Path = path) -> dict[str, Any]:
+        def check(fields: JsonObject, path: Path = path) -> JsonObject:
             for field in ("pythonClassName", "python_class_name"):
                 if not str(fields.get(field, "tensorflow_datasets.")).startswith(
                     "tensorflow_datasets."

@@ -12,11 +12,10 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from train.config import Experiment
+from train.config import Experiment, JsonObject
 from train.data.dataset import Dataset
 from train.data.images import AUGMENTATIONS, decode
 from train.data.reader import read, reader_processes
@@ -38,7 +37,9 @@ def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, 1 + example))
 
 
-def training_minibatches(plan: Plan, first_step: int, last_step: int) -> Iterator[Examples]:
+def training_minibatches(
+    plan: Plan, first_step: int, last_step: int
+) -> Iterator[Examples[np.ndarray]]:
     """Yield this process's rows of the minibatches of steps first_step to last_step - 1.
 
     Rows have the shape (len(workers.local) · n, ...), in the order of `workers.local`.
@@ -49,7 +50,7 @@ def training_minibatches(plan: Plan, first_step: int, last_step: int) -> Iterato
     n = experiment.batch_size_per_worker
 
     # The closure must not hold the plan: devices cannot be sent to reader processes.
-    def load(step: int, worker: int) -> Examples:
+    def load(step: int, worker: int) -> Examples[np.ndarray]:
         epoch, position = place(step)
         first = position + worker * n
         order = epoch_order(experiment.seed, epoch, num_examples)
@@ -71,7 +72,7 @@ def training_minibatches(plan: Plan, first_step: int, last_step: int) -> Iterato
     return read(load, plan, first_step, last_step, reader_processes(plan.config))
 
 
-def evaluation_minibatches(plan: Plan) -> Iterator[Examples]:
+def evaluation_minibatches(plan: Plan) -> Iterator[Examples[np.ndarray]]:
     """Yield this process's rows of minibatches that hold each evaluation image once, in order.
 
     The last minibatch is padded with images whose label is `NO_LABEL`. A corrupt image has the same
@@ -82,7 +83,7 @@ def evaluation_minibatches(plan: Plan) -> Iterator[Examples]:
     num_examples = len(dataset.evaluation)
     kn, n = experiment.batch_size, experiment.batch_size_per_worker
 
-    def load(step: int, worker: int) -> Examples:
+    def load(step: int, worker: int) -> Examples[np.ndarray]:
         first = step * kn + worker * n
         rows = _padding(n, experiment)
         for row, example in enumerate(range(first, min(first + n, num_examples))):
@@ -99,7 +100,7 @@ def evaluation_minibatches(plan: Plan) -> Iterator[Examples]:
     return read(load, plan, 0, -(-num_examples // kn))
 
 
-def _padding(n: int, experiment: Experiment) -> Examples:
+def _padding(n: int, experiment: Experiment) -> Examples[np.ndarray]:
     """Rows to fill one by one, so that each image is written to memory that is in the cache."""
     side = experiment.image_size
     return Examples(
@@ -115,7 +116,7 @@ def _replacement(
     error: ValueError,
     experiment: Experiment,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, JsonObject]:
     """Draw another training image, and its record, for a corrupt example."""
     for other in rng.integers(len(dataset.train), size=NUM_DRAWS).tolist():
         record = dataset.train[other]

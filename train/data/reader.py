@@ -24,20 +24,23 @@ from absl import flags
 from train.config import Config, Machine
 from train.data.images import AUGMENTATIONS
 from train.plan import Plan
+from train.step.examples import Examples
 from train.step.workers import Workers
 
 T = TypeVar("T")
 
 
-def on_devices(minibatches: Iterator[T], workers: Workers) -> Iterator[T]:
+def on_devices(
+    minibatches: Iterator[Examples[np.ndarray]], workers: Workers
+) -> Iterator[Examples[jax.Array]]:
     """Assemble minibatches on the devices: the next two while the training step runs.
 
     Args:
-        minibatches: trees of this process's rows.
+        minibatches: this process's rows.
         workers: layout over the devices.
     """
 
-    def put() -> T | None:
+    def put() -> Examples[jax.Array] | None:
         rows = next(minibatches, None)
         return None if rows is None else jax.tree.map(workers.to_devices, rows)
 

@@ -1,7 +1,6 @@
 """Noise images instead of a data set, to benchmark the training step in isolation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -30,10 +29,10 @@ class Noise:
     def __len__(self) -> int:
         return self._num_examples
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
         return [self[index] for index in indices]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         rng = np.random.default_rng(index)
         _, png = cv2.imencode(".png", rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8))
         return {"image": png.tobytes(), "label": int(rng.integers(self._num_classes))}

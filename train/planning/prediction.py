@@ -5,12 +5,11 @@ The formulas are those of docs/pods.md. Seconds, bytes, bytes per second.
 
 import dataclasses
 import math
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from train.config import Config
+from train.config import Config, JsonObject
 from train.planning.cost_model import Schedule, exposed_seconds, torus_all_reduce_seconds
 
 BASE = 8  # devices to which efficiencies refer, as in the paper
@@ -125,7 +124,7 @@ def base_of(predictions: list[Prediction]) -> Prediction:
 
 def to_json(
     config: Config, assumptions: dict[str, float | None], predictions: list[Prediction]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Configuration, assumptions and predictions, for pod.json."""
     base = base_of(predictions)
     return {

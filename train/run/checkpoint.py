@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from train.config import Config
+from train.config import Config, JsonObject
 from train.errors import RunError, UsageError, from_os_error
 from train.run.manifest import (
     corruption,
@@ -35,7 +35,7 @@ from train.run.manifest import (
     read_manifest,
     write_manifest,
 )
-from train.step.network import Network
+from train.step.network import Network, Tree
 from train.step.state import TrainState
 from train.step.workers import Workers
 from train.timeline import Phase, Timeline
@@ -250,7 +250,7 @@ def _load_network(checkpoint: epath.Path, workers: Workers) -> Network:
     with ocp.CheckpointManager(
         checkpoint.parent, options=options, item_handlers=handler
     ) as manager:
-        tree: Any = manager.item_metadata(step)
+        tree: Tree = manager.item_metadata(step)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=workers.replicated),
             {name: tree[name] for name in ("params", "batch_stats")},
@@ -268,15 +268,15 @@ def _read_phases(checkpoint: epath.Path) -> tuple[Phase, ...]:
     if (path := checkpoint / PHASES).exists():
         return tuple(Phase(**phase) for phase in json.loads(path.read_text()))
     # A checkpoint from before phases were recorded has one phase.
-    config: Any = read_manifest(checkpoint)["config"]
+    config: JsonObject = read_manifest(checkpoint)["config"]
     sizes = {name: config[name] for name in ("num_workers", "batch_size_per_worker")}
     return (Phase(first_step=0, **sizes),)
 
 
-def _to_tree(state: TrainState) -> dict[str, Any]:
+def _to_tree(state: TrainState) -> JsonObject:
     """The state as the tree on disk, which knows no nested network."""
     network = state.network
-    tree: dict[str, Any] = {
+    tree: JsonObject = {
         "step": state.step,
         "params": network.params,
         "batch_stats": network.batch_stats,
@@ -285,7 +285,7 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
     return tree if state.noise_scale is None else tree | {"noise_scale": state.noise_scale}
 
 
-def _from_tree(tree: Mapping[str, Any]) -> TrainState:
+def _from_tree(tree: Tree) -> TrainState:
     network = Network(params=tree["params"], batch_stats=tree["batch_stats"])
     return TrainState(
         step=tree["step"],

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.config import Config
+from train.config import Config, JsonObject
 from train.data.dataset import Dataset
 from train.data.images import decode
 from train.errors import DataError
@@ -33,7 +32,7 @@ class CorruptImages:
         self, config: Config, dataset: Dataset, step: int = 0, path: Path | None = None
     ) -> None:
         self._config, self._dataset, self._path = config, dataset, path
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[JsonObject] = []
         if path is not None and path.exists():
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             self._lines = [line for line in lines if line["step"] <= step]
@@ -83,7 +82,7 @@ class CorruptImages:
                 f"{allowed}{f'; {self._path} lists them' if self._path else ''}"
             )
 
-    def _describe(self, split: str, index: int) -> dict[str, Any]:
+    def _describe(self, split: str, index: int) -> JsonObject:
         dataset = self._dataset
         records = dataset.train if split == "train" else dataset.evaluation
         (record,) = records.__getitems__([index])

@@ -12,6 +12,8 @@ import sys
 
 from etils import epath
 
+from train.config import JsonObject
+
 MANIFEST = "manifest.json"
 CORRUPT = "damaged"
 """Folder next to the checkpoints that corrupt ones are moved to."""
@@ -28,7 +30,7 @@ def versions() -> dict[str, str]:
     return python | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def write_manifest(checkpoint: epath.Path, config: dict[str, object]) -> None:
+def write_manifest(checkpoint: epath.Path, config: JsonObject) -> None:
     """Write the manifest of a checkpoint whose files are complete.
 
     Args:
@@ -39,7 +41,7 @@ def write_manifest(checkpoint: epath.Path, config: dict[str, object]) -> None:
     (checkpoint / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def read_manifest(checkpoint: epath.Path) -> dict[str, dict[str, object]]:
+def read_manifest(checkpoint: epath.Path) -> dict[str, JsonObject]:
     """The manifest of an intact checkpoint."""
     return json.loads((checkpoint / MANIFEST).read_text())
 

@@ -8,7 +8,6 @@ import shutil
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 from tensorboardX.event_file_writer import EventsWriter
@@ -17,10 +16,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from train.config import JsonObject
 from train.run.workdir import write_atomically
 from train.timeline import Timeline
 
-Record = dict[str, Any]
+Record = JsonObject
 """One line of metrics.jsonl: `step` and `epoch` completed so far, and scalars named `train/...` and
 `eval/...`. Errors are fractions. A loss that is not finite is None."""
 

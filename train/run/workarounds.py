@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 def message_of_tyro(box: str) -> str:
@@ -39,7 +39,7 @@ def _is_not_an_error_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-def _hide_closed_loops(unraisable: Any) -> None:
+def _hide_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

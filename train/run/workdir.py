@@ -12,11 +12,11 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 
-from train.config import Config, Experiment, Machine, Output, read_fields
+from train.config import Config, Experiment, JsonObject, Machine, Output, read_fields
 from train.errors import RunError, UsageError, flag, unusable_folder
 
 
@@ -132,7 +132,7 @@ def keep_config(config: Config) -> None:
         write_atomically(config.output.workdir / "config.json", config.to_json())
 
 
-def finished(config: Config, last_step: int) -> dict[str, Any] | None:
+def finished(config: Config, last_step: int) -> JsonObject | None:
     """The summary of a run that has completed all its steps; None if it has not."""
     if not (config.output.workdir / "summary.json").exists():
         return None
@@ -146,6 +146,6 @@ def delete_summary(config: Config) -> None:
         (config.output.workdir / "summary.json").unlink(missing_ok=True)
 
 
-def read_summary(workdir: Path) -> dict[str, Any]:
+def read_summary(workdir: Path) -> JsonObject:
     """The summary of a finished run."""
     return json.loads((workdir / "summary.json").read_text())

@@ -33,14 +33,14 @@ def make_evaluation_step(
     """
     forward = make_forward(experiment, num_classes)
 
-    def predictions_of_part(network: Network, part: Examples) -> Predictions:
+    def predictions_of_part(network: Network, part: Examples[jax.Array]) -> Predictions:
         logits, _ = forward(network, part.images, train=False)
         _, classes = jax.lax.top_k(logits, min(5, num_classes))
         # A network with logits that are not finite must not be right by chance.
         is_finite = jnp.isfinite(logits).all(axis=1, keepdims=True)
         return Predictions(part.labels, jnp.where(is_finite, classes, NO_CLASS))
 
-    def evaluation_step(network: Network, minibatch: Examples) -> Predictions:
+    def evaluation_step(network: Network, minibatch: Examples[jax.Array]) -> Predictions:
         return workers.map_over_minibatch(predictions_of_part, network, minibatch)
 
     return jax.jit(

@@ -4,7 +4,7 @@ Shapes: A accumulation steps, kn/A images in each part of a minibatch, S the sid
 C channels.
 """
 
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,10 @@ INTACT = -1
 """Entry of `Examples.corrupt` for an image that could be decoded."""
 
 
-class Examples(NamedTuple):
+A = TypeVar("A")
+
+
+class Examples(NamedTuple, Generic[A]):
     """Images with labels: NumPy rows on the host, a sharded minibatch on the devices.
 
     Attributes:
@@ -32,12 +35,12 @@ class Examples(NamedTuple):
             Training replaces it by another example.
     """
 
-    images: Any
-    labels: Any
-    corrupt: Any
+    images: A
+    labels: A
+    corrupt: A
 
 
-def abstract_minibatch(experiment: Experiment, workers: Workers) -> Examples:
+def abstract_minibatch(experiment: Experiment, workers: Workers) -> Examples[jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a minibatch, to compile for."""
     parts = (workers.accumulation_steps, workers.batch_size // workers.accumulation_steps)
     pixels = (experiment.image_size, experiment.image_size, experiment.num_channels)

@@ -1,7 +1,7 @@
 """Optimizers: SGD as in section 5.1 of the paper, LARS and LAMB."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
@@ -10,10 +10,10 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(params: optax.Params) -> optax.Params:
     """Select the parameters to decay: all except γ and β of batch normalization, under `bn`."""
 
-    def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
+    def is_decayed(path: jax.tree_util.KeyPath, _: object) -> bool:
         return all(getattr(entry, "key", None) != "bn" for entry in path)
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
@@ -22,7 +22,7 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(
     learning_rate: optax.Schedule,
     name: Literal["sgd", "lars", "lamb"] = "sgd",
-    mask: Callable[[Any], Any] = decay_mask,
+    mask: Callable[[optax.Params], optax.Params] = decay_mask,
 ) -> optax.GradientTransformation:
     """Make the optimizer of a run; its state holds the learning rate that was applied.
 

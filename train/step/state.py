@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +83,7 @@ def transplant(network: Network, into: TrainState) -> TrainState:
             odd = ", ".join(sorted(names ^ by_name.keys())[:3])
             raise UsageError(f"--init-from holds another network: only one of the two has {odd}")
 
-        def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        def choose(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
             name = _name(path)
             found = by_name[name]
             if found.shape == leaf.shape:
@@ -107,7 +106,7 @@ def transplant(network: Network, into: TrainState) -> TrainState:
     )
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 

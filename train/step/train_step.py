@@ -67,7 +67,9 @@ def make_train_step(
     """
     forward = make_forward(experiment, num_classes)
 
-    def loss_of_part(params: Tree, batch_stats: Tree, part: Examples) -> tuple[jax.Array, PartSums]:
+    def loss_of_part(
+        params: Tree, batch_stats: Tree, part: Examples[jax.Array]
+    ) -> tuple[jax.Array, PartSums]:
         network = Network(params=params, batch_stats=batch_stats)
         logits, new_stats = forward(network, part.images, train=True)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, part.labels)
@@ -81,7 +83,7 @@ def make_train_step(
         return loss, (new_stats, errors, num_corrupt)
 
     def gradients_of_part(
-        network: Network, part: Examples
+        network: Network, part: Examples[jax.Array]
     ) -> tuple[tuple[jax.Array, PartSums], Tree, jax.Array | None]:
         outcome, gradients = jax.value_and_grad(loss_of_part, has_aux=True)(
             network.params, network.batch_stats, part
@@ -89,7 +91,9 @@ def make_train_step(
         squares = optax.tree.norm(gradients, squared=True) if experiment.noise_scale else None
         return outcome, gradients, squares
 
-    def train_step(state: TrainState, minibatch: Examples) -> tuple[TrainState, StepMetrics]:
+    def train_step(
+        state: TrainState, minibatch: Examples[jax.Array]
+    ) -> tuple[TrainState, StepMetrics]:
         (loss, (batch_stats, errors, num_corrupt)), gradients, squares = workers.sum_over_minibatch(
             gradients_of_part, state.network, minibatch
         )

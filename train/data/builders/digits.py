@@ -35,13 +35,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, object]:
         return {
             "train": self._generate_examples(test=False),
             "test": self._generate_examples(test=True),
         }
 
-    def _generate_examples(self, *, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, *, test: bool) -> Iterator[tuple[int, dict[str, object]]]:
         # Imported here because scikit-learn takes a second to import and is needed only once.
         from sklearn.datasets import load_digits
 

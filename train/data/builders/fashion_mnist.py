@@ -5,7 +5,6 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -91,10 +90,10 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, object]:
         return {split: self._generate_examples(start) for split, start in SPLITS.items()}
 
-    def _generate_examples(self, start: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, start: str) -> Iterator[tuple[int, dict[str, object]]]:
         images = read_idx(self._archives, f"{start}-images-idx3-ubyte")
         labels = read_idx(self._archives, f"{start}-labels-idx1-ubyte")
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
