@@ -12,9 +12,8 @@ from jax.experimental import multihost_utils
 class StopOnSignal:
     """Context in which SIGINT and SIGTERM request a stop; a second SIGINT kills the process.
 
-    If `jax.distributed` is running, it handles SIGTERM as the cluster's preemption notice: JAX
-    announces it to all processes, with the step after which they stop. In that case SIGINT is
-    turned into SIGTERM.
+    If `jax.distributed` is running, it handles SIGTERM as a cluster's preemption notice, and tells
+    all processes the step after which to stop. In that case, SIGINT is turned into SIGTERM.
 
     Attributes:
         requested: whether a signal has requested a stop.

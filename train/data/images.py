@@ -53,9 +53,8 @@ def decode(encoded: bytes, num_channels: int) -> np.ndarray:
         uint8 (H, W, C).
 
     Raises:
-        ValueError: if the bytes are not an image, or if the image is truncated, visibly damaged or
-            larger than `MAX_PIXELS`. The message is one line. Damage that leaves a valid file is
-            not detected.
+        ValueError: in one line, if the bytes are not an image, or if it is truncated, visibly
+            damaged or larger than `MAX_PIXELS`. Damage that leaves a valid file is not detected.
     """
     try:
         pixels = None

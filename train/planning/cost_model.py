@@ -1,7 +1,6 @@
 """Step-time model: compute from the compiled program, communication from formulas.
 
-Times are in seconds, sizes in bytes, bandwidths in bytes per second. Neither a TPU nor its compiler
-is needed.
+Units are seconds, bytes and bytes per second. Neither a TPU nor its compiler is needed.
 """
 
 import dataclasses

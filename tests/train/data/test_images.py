@@ -1,7 +1,7 @@
 """Tests of decoding, augmentation, the evaluation crop and normalization.
 
 An image of coordinates holds the row in its first channel and the column in its second, so that a
-crop shows where it was taken.
+crop reveals which pixels it holds.
 """
 
 import io
@@ -357,7 +357,7 @@ def test_a_decompression_bomb_is_refused(encoded: bytes, num_channels: int):
 @pytest.mark.parametrize(
     "encoded",
     [b"", b"\x00", b"no image at all" * 100, JPEG[:2], JPEG[:300], WHOLE["PNG"][:20]],
-    ids=["empty", "one byte", "text", "magic alone", "cut in a header", "cut in PNG's header"],
+    ids=["empty", "one byte", "text", "magic only", "within a header", "within PNG's header"],
 )
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_garbage_is_a_value_error_that_reports_its_size(encoded: bytes, num_channels: int):
