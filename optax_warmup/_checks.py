@@ -1,7 +1,5 @@
 """What every factory asks of its arguments: one wording for all errors of the library."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import itertools

@@ -1,7 +1,5 @@
 """The learning rate that an optimizer has just used, read out of its state."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

@@ -3,8 +3,6 @@
 `docs/schedules.md` tabulates how optax's own decays follow one.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Momentum with the learning rate folded into the velocity, and what it then takes."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

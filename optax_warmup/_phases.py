@@ -1,7 +1,5 @@
 """A minibatch that changes its size in mid-run, as one schedule over optimizer updates."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import dataclasses

@@ -1,7 +1,5 @@
 """Warmup first, then a lower learning rate whenever a metric stops improving."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Shows recipes as tables and charts, and writes them as pictures and rows."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import argparse

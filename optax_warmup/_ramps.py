@@ -1,7 +1,5 @@
 """Warmups of other shapes, and warmups that multiply a schedule where others come before it."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import math

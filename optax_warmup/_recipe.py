@@ -1,7 +1,5 @@
 """The paper's recipe: epochs in, steps out."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import dataclasses

@@ -4,8 +4,6 @@ Each takes that schedule as `after`, an optax schedule whose own step 0 is the f
 warmup, and joins it on with `optax.join_schedules`. t is the number of updates made so far.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
