@@ -10,7 +10,7 @@ import optax
 from jax.typing import DTypeLike
 
 from optax_warmup import _checks
-from optax_warmup._plateau import scale_by
+from optax_warmup._updates import scale_by
 from optax_warmup._warmup import follow
 
 

@@ -11,6 +11,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from optax_warmup import _checks
+from optax_warmup._updates import scale_by
 from optax_warmup._warmup import gradual_warmup
 
 
@@ -168,18 +169,6 @@ def warmup_then_plateau(
         return scale_by(-new_rate, updates), kept
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
-
-
-def scale_by(rate: jax.Array, updates: Any) -> Any:
-    """`updates` times `rate`, multiplied in the wider of the two types and kept in their own."""
-
-    def scaled(update: Any) -> jax.Array:
-        update = jnp.asarray(update)
-        with jax.numpy_dtype_promotion("standard"):
-            wide = jnp.promote_types(update.dtype, rate.dtype)
-        return (update.astype(wide) * rate.astype(wide)).astype(update.dtype)
-
-    return jax.tree.map(scaled, updates)
 
 
 class _Rule(NamedTuple):

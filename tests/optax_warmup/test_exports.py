@@ -87,7 +87,16 @@ def roots(nodes):
 def test_imports_run_one_way():
     """Each module imports only modules that stand before it."""
     first = ["_checks", "_json", "_scaling", "_warmup", "_ramps", "_decay", "_recipe", "_phases"]
-    order = [*first, "_plateau", "_momentum", "_current", "__init__", "_preview", "__main__"]
+    order = [
+        *first,
+        "_updates",
+        "_momentum",
+        "_plateau",
+        "_current",
+        "__init__",
+        "_preview",
+        "__main__",
+    ]
     assert {path.stem for path in PACKAGE.glob("*.py")} == set(order)
     for place, name in enumerate(order):
         if name == "__init__":
