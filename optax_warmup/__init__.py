@@ -26,8 +26,10 @@ from optax_warmup._decay import (
     warmup_piecewise_decay,
     warmup_stable_decay,
 )
+from optax_warmup._epochs import epochs_to_steps
 from optax_warmup._momentum import FoldedMomentumState, folded_momentum
-from optax_warmup._phases import BatchSizePhase, BatchSizePhases
+from optax_warmup._phase import BatchSizePhase
+from optax_warmup._phases import BatchSizePhases
 from optax_warmup._plateau import WarmupPlateauState, warmup_then_plateau
 from optax_warmup._ramps import damped_warmup, exponential_damping, exponential_warmup, ramp_warmup
 from optax_warmup._recipe import LargeMinibatchRecipe
@@ -45,6 +47,7 @@ __all__ = [
     "constant_warmup",
     "current_learning_rate",
     "damped_warmup",
+    "epochs_to_steps",
     "exponential_damping",
     "exponential_warmup",
     "folded_momentum",

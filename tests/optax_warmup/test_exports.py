@@ -21,6 +21,7 @@ PUBLIC = {
     "constant_warmup",
     "current_learning_rate",
     "damped_warmup",
+    "epochs_to_steps",
     "exponential_damping",
     "exponential_warmup",
     "folded_momentum",
@@ -101,8 +102,8 @@ def roots(nodes):
 
 def test_imports_run_one_way():
     """Each module imports only modules before it in this order."""
-    order = ["_checks", "_json", "_scaling", "_warmup", "_ramps", "_decay"]
-    order += ["_recipe", "_phases", "_updates", "_momentum", "_plateau", "_current"]
+    order = ["_checks", "_json", "_epochs", "_table", "_scaling", "_warmup", "_ramps", "_decay"]
+    order += ["_recipe", "_phase", "_phases", "_updates", "_momentum", "_plateau", "_current"]
     order += ["__init__", "_preview", "__main__"]
     assert {path.stem for path in PACKAGE.glob("*.py")} == set(order)
     for place, name in enumerate(order):
