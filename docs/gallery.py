@@ -1,8 +1,8 @@
-"""Draws `docs/schedules.png`: every schedule of the library.
+"""Draw `docs/schedules.png`: all schedules of the library.
 
     python docs/gallery.py
 
-It needs matplotlib, which the extra `plot` installs.
+The script needs matplotlib, which the extra `plot` installs.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from matplotlib.figure import Figure
 
 import optax_warmup as ow
 
-# η and kη for k = 8; the recipe alone has the paper's own, 0.1 and 3.2.
+# η and kη for k = 8. Only the recipe uses those of the paper, 0.1 and 3.2.
 LOW, PEAK, W, T = 0.4, 3.2, 200, 900
 STEPS = np.arange(T + 1)
 INK, FAINT, ACCENTS = "#1f2430", "#8a90a0", ("#2458d3", "#d1495b", "#2a9d6f")
 
 
 def cosine(t: Any) -> Any:
-    """What follows most warmups here."""
+    """Decay after most of the warmups."""
     return optax.cosine_decay_schedule(PEAK, T - W)(t)
 
 
 def recipe(warmup: Any) -> optax.Schedule:
-    """The paper's recipe with ten updates an epoch."""
+    """The paper's recipe with ten updates per epoch."""
     return ow.LargeMinibatchRecipe(num_examples=81920, num_workers=256, warmup=warmup).schedule()
 
 
 def plateau() -> np.ndarray[Any, Any]:
-    """Rates under a loss that falls, stands, falls and stands."""
+    """Learning rates for a loss with two plateaus."""
     losses = np.interp(STEPS, [0, 350, 500, 600, 900], [3, 1, 1, 0.5, 0.5])
     optimizer = ow.warmup_then_plateau(LOW, PEAK, W, factor=0.4, patience=80)
     state, rates = optimizer.init(jnp.float32(0)), []
@@ -48,15 +48,12 @@ def plateau() -> np.ndarray[Any, Any]:
 
 
 def phases() -> optax.Schedule:
-    """Three minibatches, each with a re-warmup from the rate before it."""
-    # With as many examples as the largest minibatch, a phase of so many updates is easily written.
+    """Three batch sizes, each with a warmup from the previous learning rate."""
     sizes = [(300, 1024), (300, 4096), (301, 8192)]
     plan = ow.BatchSizePhases(
         num_examples=8192,
         phases=tuple(
-            ow.BatchSizePhase(
-                num_epochs=steps * size / 8192, batch_size=size, warmup_epochs=80 * size / 8192
-            )
+            ow.BatchSizePhase(batch_size=size, num_steps=steps, warmup_steps=80)
             for steps, size in sizes
         ),
         base_learning_rate=LOW,
@@ -66,7 +63,7 @@ def phases() -> optax.Schedule:
 
 
 def curve(schedule: optax.Schedule) -> np.ndarray[Any, Any]:
-    """A schedule at every step of the picture."""
+    """Learning rates at all steps of the figure."""
     return np.asarray(jax.vmap(schedule)(jnp.asarray(STEPS)))
 
 
@@ -140,7 +137,7 @@ PANELS: dict[str, tuple[Curves, bool]] = {
 
 
 def draw(axes: Axes, title: str, curves: Curves, *, log: bool) -> None:
-    """One panel."""
+    """Draw one panel."""
     for (name, make), color in zip(curves.items(), ACCENTS, strict=False):
         axes.plot(STEPS, make(), color=color, label=name, linewidth=1.8, drawstyle="steps-post")
     axes.set_title(title, fontsize=10.5, color=INK, loc="left", fontweight="bold")
@@ -163,7 +160,7 @@ def draw(axes: Axes, title: str, curves: Curves, *, log: bool) -> None:
 
 
 def main() -> None:
-    """Writes the picture beside this file."""
+    """Write the figure next to this file."""
     figure = Figure(figsize=(13, 11), layout="constrained")
     for axes, (title, (curves, log)) in zip(
         figure.subplots(5, 3).flat, PANELS.items(), strict=True

@@ -1,6 +1,6 @@
-"""Draw schedule.png: the paper's learning rates for minibatches of 256 and 8192.
+"""Draw `docs/schedule.png`: the learning rates of the paper for batch sizes 256 and 8192.
 
-Run from the project's root: `python docs/schedule.py`.
+python docs/schedule.py
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from optax_warmup import LargeMinibatchRecipe
 
 
 def main() -> None:
-    """Write the picture beside this script."""
+    """Write the figure next to this file."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     whole, start = figure.subplots(1, 2, width_ratios=(2, 1))
     gradual = LargeMinibatchRecipe(num_examples=1_281_167, num_workers=256)

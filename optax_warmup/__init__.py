@@ -1,6 +1,22 @@
 """Learning rate warmup and large-minibatch scaling for optax.
 
-After Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677.
+The method is that of Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour",
+arXiv:1706.02677. All schedules share these conventions:
+
+- A schedule is a function from the number of updates made so far to the learning rate of the next
+  one. Any integer type is accepted, inside and outside `jit`. Formulas call this number t.
+- `init_value` and `peak_value` are the learning rates at the start and end of a warmup. They are
+  finite and not negative, and `init_value` is at most `peak_value`. All learning rates may be
+  arrays or traced values.
+- `warmup_steps`, at least 0, is the number of updates in the warmup. With 0 there is no warmup: the
+  schedule equals the one that follows.
+- `after` is the schedule that follows. Its step 0 is the first update after the warmup, so it
+  should start at `peak_value`.
+- `skip_init=True` replaces t by t + 1 in the ramp. A ramp from 0 then does not waste its first
+  update, and reaches the peak one step earlier.
+- `dtype` is the float type of the learning rates: float32, or float64 if `jax_enable_x64` is set.
+
+An argument outside its range raises a `ValueError` that names it, its value and the allowed values.
 """
 
 from optax_warmup._current import current_learning_rate
@@ -10,8 +26,10 @@ from optax_warmup._decay import (
     warmup_piecewise_decay,
     warmup_stable_decay,
 )
+from optax_warmup._epochs import epochs_to_steps
 from optax_warmup._momentum import FoldedMomentumState, folded_momentum
-from optax_warmup._phases import BatchSizePhase, BatchSizePhases
+from optax_warmup._phase import BatchSizePhase
+from optax_warmup._phases import BatchSizePhases
 from optax_warmup._plateau import WarmupPlateauState, warmup_then_plateau
 from optax_warmup._ramps import damped_warmup, exponential_damping, exponential_warmup, ramp_warmup
 from optax_warmup._recipe import LargeMinibatchRecipe
@@ -29,6 +47,7 @@ __all__ = [
     "constant_warmup",
     "current_learning_rate",
     "damped_warmup",
+    "epochs_to_steps",
     "exponential_damping",
     "exponential_warmup",
     "folded_momentum",

@@ -1,4 +1,4 @@
-"""`python -m optax_warmup`: the rates of a recipe, before anything is trained with it."""
+"""`python -m optax_warmup`: preview of the learning rates of recipes."""
 
 import sys
 

@@ -1,9 +1,8 @@
-"""What every factory asks of its arguments: one wording for all errors of the library."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Argument checks: one wording for all errors of the library."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
@@ -16,26 +15,25 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-# Optax counts in int32, so no step beyond this one can be reached.
+# Optax counts steps in int32.
 MAX_STEP = 2**31 - 1
+# Numbers of examples, and what is derived from them, may be larger.
+MAX_SIZE = 2**63 - 1
 
 _LARGEST = float(np.finfo(np.float32).max)
 
-# A rate that has passed the checks: a float, an array in float64, or a value that is being traced.
+# A checked learning rate: a float, a float64 array or a traced value.
 Rate = Any
 
 
 def integer(name: str, value: Any, *, minimum: int = 0, maximum: int = MAX_STEP) -> int:
-    """`value` as a Python int; any integer type will do, but neither a bool nor a float."""
-    allowed = f"an integer from {minimum} to {maximum}"
-    if isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}") from None
-    if not minimum <= number <= maximum:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    """`value` as a Python int. Every integer type is accepted; bools and floats are not."""
+    number = None
+    if not isinstance(value, bool | np.bool_):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+    if number is None or not minimum <= number <= maximum:
+        raise ValueError(f"{name} must be an integer from {minimum} to {maximum}, got {value!r}")
     return number
 
 
@@ -48,7 +46,7 @@ def real(
     maximum: float = math.inf,
     below: float = math.inf,
 ) -> float:
-    """`value` as a finite Python float within the bounds, of which two exclude themselves."""
+    """`value` as a finite Python float within the bounds (`above` and `below` are exclusive)."""
     bounds = [f"> {above:g}"] if above > -math.inf else []
     bounds += [f">= {minimum:g}"] if minimum > -math.inf else []
     bounds += [f"<= {maximum:g}"] if maximum < math.inf else []
@@ -60,17 +58,17 @@ def real(
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be {allowed}, got {value!r}") from None
-    # An infinity fails the strict comparisons, a NaN all of them.
+    # Infinity fails the strict comparisons, NaN fails all of them.
     if not (above < number < below and minimum <= number <= maximum):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return number
 
 
 def rate(name: str, value: Any, *, positive: bool = False) -> Rate:
-    """`value` as a learning rate: a number, or an array of them, each finite and not negative.
+    """`value` as a learning rate: a number or an array, finite and not negative.
 
-    Numbers and concrete arrays come back in float64, so that what a factory derives from them is
-    rounded once only. A traced value is passed on: there is nothing to look at yet.
+    Numbers and concrete arrays are returned in float64, so that values derived from them are
+    rounded only once. A traced value cannot be checked and is returned unchanged.
     """
     if isinstance(value, Tracer):
         return cast("Any", value)
@@ -80,7 +78,7 @@ def rate(name: str, value: Any, *, positive: bool = False) -> Rate:
             raise ValueError(f"{name} must be finite in float32, got {value!r}")
         return number
     array = np.asarray(value, np.float64)
-    # A NaN fails both comparisons.
+    # NaN fails both comparisons.
     if not np.all((array > 0 if positive else array >= 0) & (array <= _LARGEST)):
         sign = "> 0" if positive else ">= 0"
         raise ValueError(f"{name} must hold finite numbers {sign} only, got {value!r}")
@@ -88,7 +86,7 @@ def rate(name: str, value: Any, *, positive: bool = False) -> Rate:
 
 
 def not_above(low_name: str, low: Rate, high_name: str, high: Rate) -> None:
-    """Refuses a warmup downwards, as far as the values are known."""
+    """Raise if `low` is above `high`; traced values are not checked."""
     if isinstance(low, Tracer) or isinstance(high, Tracer):
         return
     if np.any(np.asarray(low) > np.asarray(high)):
@@ -96,13 +94,20 @@ def not_above(low_name: str, low: Rate, high_name: str, high: Rate) -> None:
 
 
 def increasing(name: str, values: Iterable[Any], *, minimum: int, reason: str) -> tuple[int, ...]:
-    """`values` as ints, each larger than the one before; none below `minimum`, for a `reason`."""
+    """`values` as strictly increasing ints; `reason` explains the `minimum`."""
     steps = tuple(integer(f"{name}[{i}]", value) for i, value in enumerate(values))
     if steps and steps[0] < minimum:
         raise ValueError(f"{name} must be at least {minimum}, {reason}, got {list(steps)}")
     if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         raise ValueError(f"{name} must increase, without repeats, got {list(steps)}")
     return steps
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise if `value` is not among the `allowed` words."""
+    words = tuple(allowed)
+    if value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, words))}, got {value!r}")
 
 
 def mapping(name: str, value: Any) -> Mapping[Any, Any]:
@@ -113,7 +118,7 @@ def mapping(name: str, value: Any) -> Mapping[Any, Any]:
 
 
 def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """`dtype`, if schedules can have it: float32, or float64 where x64 is on."""
+    """`dtype`, if schedules support it: float32, or float64 if x64 is enabled."""
     kind = np.dtype(dtype)
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     allowed = ["float32", "float64"] if x64 else ["float32"]
@@ -124,7 +129,7 @@ def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def constant(value: Rate, dtype: np.dtype[Any]) -> Any:
-    """`value`, rounded once to `dtype`; on the host as long as it is known."""
+    """`value`, rounded once to `dtype`. A known value stays on the host."""
     if isinstance(value, Tracer):
         return jnp.asarray(value, dtype)
     return np.asarray(value, dtype)

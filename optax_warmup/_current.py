@@ -1,6 +1,4 @@
-"""The learning rate that an optimizer has just used, read out of its state."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Learning rate of the last update, read from the state of an optimizer."""
 
 from __future__ import annotations
 
@@ -19,24 +17,22 @@ from optax_warmup._plateau import WarmupPlateauState
 def current_learning_rate(opt_state: Any, schedule: optax.Schedule | None = None) -> jax.Array:
     """Learning rate of the update that led to this optimizer state.
 
-    The rate is the one stored by `optax.inject_hyperparams`, by this library's own
-    transformations, or, where `schedule` is given, its value at the count kept by
-    `optax.sgd(schedule)` and the like. Scales of `optax.contrib.reduce_on_plateau` in the same
-    chain are multiplied in. The state may be nested in any way: chains, masks, partitions,
-    accumulation.
+    The rate is the one stored by `optax.inject_hyperparams` or by a transformation of this library.
+    If `schedule` is given, it is also evaluated at counts kept by `optax.sgd(schedule)` and similar
+    optimizers. Scales of `optax.contrib.reduce_on_plateau` in the same chain are multiplied in.
+    The state may be nested: chains, masks, partitions, accumulation.
 
     Args:
-      opt_state: state of an optax optimizer. Of a state fresh from `init` the answer is the rate
-        that the first update will use.
-      schedule: the schedule given to an optimizer that keeps no rate, only the number of updates.
+      opt_state: state of an optax optimizer. A new state from `init` gives the learning rate of the
+        first update.
+      schedule: schedule of an optimizer that stores only the number of updates.
 
     Returns:
-      A scalar array; under `jax.jit`, a traced one.
+      A scalar array, traced under `jax.jit`.
 
     Raises:
-      ValueError: if there is no learning rate in the state, or several that differ (which under
-        `jax.jit` cannot be told, so that any two are too many there): ask for the state of one
-        group then.
+      ValueError: if the state holds no learning rate, or several different ones. Under `jax.jit`
+        values cannot be compared, so any two are an error. Pass the state of one group instead.
 
     Examples:
       >>> import optax_warmup as ow
@@ -54,9 +50,9 @@ def current_learning_rate(opt_state: Any, schedule: optax.Schedule | None = None
     rates, _ = _find(opt_state, "opt_state", schedule)
     if not rates:
         raise ValueError(
-            "opt_state holds no learning rate: make the optimizer with optax.inject_hyperparams, "
-            "as in inject_hyperparams(optax.sgd)(learning_rate=schedule), or give the schedule as "
-            "current_learning_rate(opt_state, schedule) if its count is in the state"
+            "opt_state must hold a learning rate: create the optimizer with "
+            "optax.inject_hyperparams(optax.sgd)(learning_rate=schedule), or call "
+            "current_learning_rate(opt_state, schedule) if the state holds the schedule's count"
         )
     (_, first), *others = rates
     if all(_same(first, other) for _, other in others):
@@ -65,18 +61,18 @@ def current_learning_rate(opt_state: Any, schedule: optax.Schedule | None = None
     raise ValueError(f"opt_state must hold one learning rate, got {len(rates)}: {found}")
 
 
-# Learning rates with their places, and the scale of a plateau that no rate has taken in yet.
+# Learning rates with their paths, and the scale of a plateau that is not yet multiplied in.
 _Found = tuple[list[tuple[str, jax.Array]], jax.Array | None]
 
 
 def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
-    # Leaves go through `asarray` because Flax NNX wraps them in objects of its own.
+    # Flax NNX wraps the leaves in its own objects, which `asarray` unwraps.
     if isinstance(node, optax.contrib.ReduceLROnPlateauState):
         return [], jnp.asarray(node.scale)
     if isinstance(node, WarmupPlateauState | FoldedMomentumState):
         return [(path, jnp.asarray(node.learning_rate))], None
     if isinstance(node, optax.ScaleByScheduleState) and schedule is not None:
-        # The count is of updates made; the last one was given the count before it.
+        # The count was incremented after the last update.
         last = jnp.maximum(jnp.asarray(node.count) - 1, 0)
         return [(path, jnp.asarray(schedule(last)))], None
     here: list[tuple[str, jax.Array]] = []

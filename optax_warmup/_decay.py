@@ -1,9 +1,4 @@
-"""What follows a warmup, where optax does not have it.
-
-`docs/schedules.md` tabulates how optax's own decays follow one.
-"""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Decays that optax does not provide; `docs/schedules.md` shows how its own follow a warmup."""
 
 from __future__ import annotations
 
@@ -32,38 +27,28 @@ def warmup_piecewise_decay(
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Gradual warmup, then one drop of the learning rate at each boundary.
+    """Gradual warmup, then a drop of the learning rate at each boundary.
 
-    .. math::
-      \eta_t = \begin{cases}
-        \eta + (\hat\eta - \eta) \, t / W & t < W \\
-        \hat\eta \prod_{b_i \leq t} s_i & t \geq W
-      \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`\hat\eta` is
-    `peak_value`, :math:`W` is `warmup_steps` and :math:`b_i, s_i` are the boundaries with their
-    scales. The boundaries are steps **from the start of training**, so a longer warmup moves none
-    of them: the paper decays at epochs 30, 60 and 80 with and without warmup. Step :math:`b_i` is
-    the first at the lower rate.
+      init_value + (peak_value - init_value) * t / warmup_steps    if t < warmup_steps
+      peak_value * (product of the scales at boundaries <= t)      otherwise
+
+    Boundaries count **from the start of training**, so a longer warmup does not move them: the
+    paper decays at epochs 30, 60 and 80 with and without warmup.
 
     Args:
-      init_value: learning rate at which the ramp starts; finite, not negative and at most
-        `peak_value`. A (traced) array will do.
-      peak_value: learning rate at which the ramp ends; a (traced) array will do.
-      warmup_steps: updates in the ramp, from 0. With 0 there is none, and the first update is made
-        at `peak_value`.
-      boundaries_and_scales: step of each drop, with the factor (finite, not negative) by which the
-        rate is multiplied there. In increasing order, none inside the warmup; a boundary equal to
-        `warmup_steps` drops the rate as the warmup ends. An empty mapping holds `peak_value`.
-      skip_init: whether the first update is made one increment above `init_value`; see
-        `gradual_warmup`.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate at the start of the ramp.
+      peak_value: learning rate at the end of the ramp.
+      warmup_steps: number of updates in the ramp.
+      boundaries_and_scales: mapping of the step of each drop to its factor, finite and not
+        negative. The steps must increase and be at least `warmup_steps`. An empty mapping holds
+        `peak_value`.
+      skip_init: flag that starts the ramp one increment above `init_value`.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -78,7 +63,7 @@ def warmup_piecewise_decay(
     steps = _checks.integer("warmup_steps", warmup_steps)
     scales = _checks.mapping("boundaries_and_scales", boundaries_and_scales)
     boundaries = _checks.increasing(
-        "boundaries_and_scales", scales, minimum=steps, reason="where the warmup ends"
+        "boundaries_and_scales", scales, minimum=steps, reason="the end of the warmup"
     )
     factors = [
         _checks.real(f"boundaries_and_scales[{step}]", scale, minimum=0.0)
@@ -94,27 +79,18 @@ def warmup_piecewise_decay(
 def piecewise_values(
     values: Sequence[ArrayLike], boundaries: Sequence[int], *, dtype: DTypeLike = jnp.float32
 ) -> Schedule:
-    r"""Holds each of several learning rates in turn.
+    """Piecewise constant learning rates, given as values.
 
-    .. math::
-      \eta_t = v_i \quad \text{for} \quad b_{i-1} \leq t < b_i
-
-    where :math:`t` counts updates from 0, :math:`v_i` are the `values` and :math:`b_i` the
-    `boundaries`, with :math:`b_{-1} = 0` and no end to the last interval. Step :math:`b_i` is the
-    first at the next value. As `after` of a warmup, the boundaries count from the end of the
-    warmup.
+    The learning rate of update t is `values[i]` if `boundaries[i - 1] <= t < boundaries[i]`. If the
+    schedule is the `after` of a warmup, its boundaries count from the end of the warmup.
 
     Args:
-      values: learning rates, one more than boundaries; finite and not negative, (traced) arrays
-        will do.
-      boundaries: steps at which the next value takes over; at least 1 and increasing.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      values: learning rates, one more than boundaries.
+      boundaries: first step of each value but the first; at least 1, increasing.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range, or the lengths do not match.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -123,15 +99,15 @@ def piecewise_values(
       ['3.2', '3.2', '0.5', '0.5', '0.1']
 
     Source:
-      Keras' PiecewiseConstantDecay, which keeps the old value at the boundary itself.
+      Keras' PiecewiseConstantDecay, which still uses the old value at the boundary.
     """
     kind = _checks.float_dtype(dtype)
     rates = [_checks.rate(f"values[{i}]", value) for i, value in enumerate(values)]
     steps = _checks.increasing("boundaries", boundaries, minimum=1, reason="the second step")
     if len(rates) != len(steps) + 1:
         raise ValueError(
-            f"values must be one more than boundaries, got {len(rates)} values and {len(steps)} "
-            "boundaries"
+            f"values must have one entry more than boundaries, got {len(rates)} values and "
+            f"{len(steps)} boundaries"
         )
     held = [optax.constant_schedule(_checks.constant(rate, kind)) for rate in rates]
     return follow(optax.join_schedules(held, steps), kind)
@@ -140,25 +116,19 @@ def piecewise_values(
 def inverse_sqrt_decay(
     init_value: ArrayLike, timescale: float, *, dtype: DTypeLike = jnp.float32
 ) -> Schedule:
-    r"""Decays with the inverse square root of the step.
+    """Decay with the inverse square root of the step.
 
-    .. math::
-      \eta_t = \eta \, \sqrt{\frac{\tau}{\tau + t}}
-
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value` and :math:`\tau` is
-    `timescale`. It never ends; the rate has halved at :math:`t = 3 \tau`. As `after` of a warmup of
-    :math:`W` steps with :math:`\tau = W` it is the schedule of "Attention is all you need".
+    The learning rate of update t is `init_value * sqrt(timescale / (timescale + t))`: half of
+    `init_value` at `t = 3 * timescale`. After a warmup of `timescale` steps this is the schedule of
+    "Attention is all you need".
 
     Args:
-      init_value: learning rate at step 0; finite and not negative, a (traced) array will do.
-      timescale: in steps; finite, more than 0.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate at step 0.
+      timescale: number of steps; finite, > 0.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -193,40 +163,33 @@ def warmup_stable_decay(
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Gradual warmup, a long hold at the peak, and a decay to the end value.
+    """Gradual warmup, a hold at the peak and a decay to the end value.
 
-    .. math::
-      \eta_t = \begin{cases}
-        \eta + (\hat\eta - \eta) \, t / W & t < W \\
-        \hat\eta & W \leq t < W + S \\
-        \eta_D + (\hat\eta - \eta_D) \, g((t - W - S) / D) & W + S \leq t < W + S + D \\
-        \eta_D & t \geq W + S + D
-      \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`\hat\eta` is
-    `peak_value`, :math:`\eta_D` is `end_value`, and :math:`W`, :math:`S` and :math:`D` are the
-    steps of warmup, hold and decay. :math:`g(x)` is :math:`1 - x` (linear),
-    :math:`(1 + \cos \pi x) / 2` (cosine) or :math:`1 - \sqrt x` (sqrt). A run of :math:`W + S + D`
-    updates stops one step short of `end_value`: its last update is made at :math:`x = 1 - 1/D`.
+      init_value + (peak_value - init_value) * t / warmup_steps    during the warmup
+      peak_value                                                   during the hold
+      end_value + (peak_value - end_value) * g(x)                  during the decay
+      end_value                                                    afterwards
+
+    with `x = (t - warmup_steps - stable_steps) / decay_steps` and g(x) equal to `1 - x` (linear),
+    `(1 + cos(pi * x)) / 2` (cosine) or `1 - sqrt(x)` (sqrt). The last of `warmup_steps +
+    stable_steps + decay_steps` updates uses `x = 1 - 1 / decay_steps`, just before `end_value`.
 
     Args:
-      init_value: learning rate at which the ramp starts; finite, not negative and at most
-        `peak_value`. A (traced) array will do.
-      peak_value: learning rate at the end of the ramp and during the hold; a (traced) array will do
-        unless the decay is a cosine.
-      warmup_steps: updates in the ramp, from 0.
-      stable_steps: updates at `peak_value` before the decay, from 0.
-      decay_steps: updates from `peak_value` to `end_value`; at least 1.
-      end_value: learning rate after the decay; finite, not negative and at most `peak_value`.
-      decay: form of the decay, "linear", "cosine" or "sqrt".
-      skip_init: whether the first update is made one increment above `init_value`.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate at the start of the ramp.
+      peak_value: learning rate at the end of the ramp and during the hold; not traced if the decay
+        is a cosine.
+      warmup_steps: number of updates in the ramp.
+      stable_steps: number of updates at `peak_value` before the decay, at least 0.
+      decay_steps: number of updates from `peak_value` to `end_value`, at least 1.
+      end_value: learning rate after the decay, a number from 0 to `peak_value`.
+      decay: shape of the decay, "linear", "cosine" or "sqrt".
+      skip_init: flag that starts the ramp one increment above `init_value`.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -235,10 +198,11 @@ def warmup_stable_decay(
       ['0.00', '0.50', '1.00', '1.00', '0.50', '0.25', '0.00']
 
     Source:
-      Hu et al., "MiniCPM", section 4, arXiv:2404.06395; the square root is of Hägele et al.,
+      Hu et al., "MiniCPM", section 4, arXiv:2404.06395; "sqrt" is from Hägele et al.,
       arXiv:2405.18392.
     """
     kind = _checks.float_dtype(dtype)
+    _checks.one_of("decay", decay, get_args(Decay))
     hold = _checks.integer("stable_steps", stable_steps)
     length = _checks.integer("decay_steps", decay_steps, minimum=1)
     peak = _checks.rate("peak_value", peak_value)
@@ -249,13 +213,10 @@ def warmup_stable_decay(
         fall = optax.linear_schedule(top, end, length)
     elif decay == "cosine":
         if isinstance(peak, Tracer):
-            raise ValueError("peak_value must be known where decay is 'cosine', got a traced value")
+            raise ValueError("peak_value must be a number if decay is 'cosine', got a traced value")
         fall = optax.cosine_decay_schedule(top, length, alpha=end / peak if end else 0.0)
-    elif decay == "sqrt":
-        fall = _sqrt_fall(top, end, length, kind)
     else:
-        allowed = ", ".join(repr(name) for name in get_args(Decay))
-        raise ValueError(f"decay must be one of {allowed}, got {decay!r}")
+        fall = _sqrt_fall(top, end, length, kind)
     after = join(optax.constant_schedule(top), hold, fall, kind)
     return gradual_warmup(
         init_value, peak_value, warmup_steps, after, skip_init=skip_init, dtype=dtype
@@ -267,7 +228,7 @@ def _sqrt_fall(top: ArrayLike, end: float, steps: int, dtype: np.dtype[Any]) -> 
 
     def fall(count: ArrayLike) -> jax.Array:
         t = jnp.asarray(jnp.minimum(count, steps), dtype)
-        # 1 - sqrt(x) as (1 - x) / (1 + sqrt(x)), which does not cancel as x nears 1.
+        # This form of 1 - sqrt(x) does not cancel near x = 1.
         share = (steps - t) / steps / (1 + jnp.sqrt(t / steps))
         return last + (top - last) * share
 

@@ -1,4 +1,4 @@
-"""Recipes as JSON objects with a version, and what is refused when one is read."""
+"""JSON files of recipes, with a version and checked fields."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import dataclasses
 import json
 from typing import Any, cast
 
-# Raised when a file written by an older version could be read wrongly.
+# Incremented when files of an older version could be misread.
 VERSION = 1
 
 
 def dump(recipe: Any) -> str:
-    """A dataclass of plain values as a JSON object."""
-    return json.dumps({"version": VERSION, **dataclasses.asdict(recipe)}, indent=2)
+    """A dataclass of plain values as a JSON object, without the fields that are None."""
+    fields = dataclasses.asdict(recipe, dict_factory=_without_none)
+    return json.dumps({"version": VERSION, **fields}, indent=2)
 
 
 def load(text: str, cls: type[Any]) -> dict[str, Any]:
-    """The fields of `cls` that a JSON object holds; those with a default may be left out."""
+    """The fields of `cls` in a JSON object; those with a default may be omitted."""
     try:
         found: Any = json.loads(text)
     except (TypeError, ValueError) as error:
@@ -31,7 +32,7 @@ def load(text: str, cls: type[Any]) -> dict[str, Any]:
 
 
 def known(fields: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
-    """`fields`, if `cls` has all of them and they have all that `cls` needs."""
+    """`fields`, if they are fields of `cls` and include all required ones."""
     names = {field.name: field for field in dataclasses.fields(cls)}
     if unknown := sorted(set(fields) - set(names)):
         raise ValueError(f"unknown fields {unknown}, known are {sorted(names)}")
@@ -39,3 +40,7 @@ def known(fields: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
     if missing := sorted(needed - set(fields)):
         raise ValueError(f"missing fields {missing}")
     return fields
+
+
+def _without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if value is not None}

@@ -1,6 +1,4 @@
-"""Momentum with the learning rate folded into the velocity, and what it then takes."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""SGD momentum with the learning rate inside the velocity, and its momentum correction."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import optax
 from jax.typing import DTypeLike
 
 from optax_warmup import _checks
-from optax_warmup._plateau import scale_by
+from optax_warmup._updates import scale_by
 from optax_warmup._warmup import follow
 
 
@@ -20,11 +18,11 @@ class FoldedMomentumState(NamedTuple):
     """State of `folded_momentum`."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Updates made so far; int32."""
+    """Number of updates made so far; int32."""
     learning_rate: jax.Array
-    """Rate that the last update used, or, before any, that the first one will use."""
+    """Learning rate of the last update; before any update, that of the first one."""
     velocity: Any
-    """Running sum of rates times gradients, shaped as the parameters."""
+    """Running sum of learning rates times gradients, with the shapes of the parameters."""
 
 
 def folded_momentum(
@@ -35,39 +33,30 @@ def folded_momentum(
     correct: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> optax.GradientTransformation:
-    r"""SGD with the learning rate inside the velocity, with momentum correction.
+    """SGD with the learning rate inside the velocity, with momentum correction.
 
-    .. math::
-      v_{t+1} = m \, \frac{\eta_{t+1}}{\eta_t} \, v_t + \eta_{t+1} \, g_t, \qquad
-      w_{t+1} = w_t - v_{t+1}
+    An update with the learning rate `rate`, after one with `last_rate`, is::
 
-    where :math:`g_t` is the gradient at the parameters :math:`w_t`, :math:`v` is the velocity,
-    :math:`m` is `momentum` and :math:`\eta_{t+1}` is the rate of this update, :math:`\eta_t` that
-    of the one before. Without the fraction, `correct=False`, it is equation 10 of the paper: past
-    gradients keep the rate of their own time, so momentum overshoots for a while after each drop of
-    the rate and lags during a warmup. With it, it equals equation 9,
-    :math:`u \leftarrow m u + g,\; w \leftarrow w - \eta u`.
+      velocity = momentum * (rate / last_rate) * velocity + rate * gradient
+      parameters = parameters - velocity
 
-    `optax.sgd` needs no correction: it is equation 9, where the rate multiplies the velocity from
-    outside. This transformation is for continuing or reproducing runs of frameworks that fold the
-    rate in, such as Caffe and Keras.
+    Without the fraction, `correct=False`, this is equation 10 of the paper: past gradients keep
+    their old learning rates, so momentum overshoots after each drop of the rate and lags during a
+    warmup. With the fraction it equals equation 9, which multiplies the velocity by the rate.
+
+    `optax.sgd` needs no correction: it implements equation 9. This transformation resumes or
+    reproduces runs of frameworks with the rate inside the velocity, such as Caffe and Keras.
 
     Args:
-      learning_rate: a rate, finite and not negative, or a schedule of them. Where :math:`\eta_t` is
-        0 so is :math:`v_t`, and the fraction is taken as 1: gradients from before are forgotten,
-        which equation 9 would still remember.
-      momentum: from 0 to less than 1.
-      nesterov: whether an update is :math:`m v_{t+1} + \eta_{t+1} g_t` instead.
-      correct: whether the velocity follows the rate.
-      dtype: float type of the rate; float32, or float64 where `jax_enable_x64` is on. Velocity and
-        updates keep the type of the parameters.
+      learning_rate: number or schedule. If the last rate is 0, so is the velocity, and the fraction
+        is replaced by 1: earlier gradients are lost, which equation 9 would keep.
+      momentum: number from 0 to less than 1.
+      nesterov: flag that subtracts `momentum * velocity + rate * gradient` instead.
+      correct: flag for the momentum correction.
+      dtype: float type of the learning rate; velocity and updates keep the type of the parameters.
 
     Returns:
-      A whole optimizer: nothing has to be scaled by a rate after it. `current_learning_rate` reads
-      its rate.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      A complete optimizer, whose updates are already scaled by the learning rate.
 
     Examples:
       >>> import optax_warmup as ow
@@ -92,7 +81,7 @@ def folded_momentum(
     def init(params: Any) -> FoldedMomentumState:
         return FoldedMomentumState(
             count=jnp.zeros((), jnp.int32),
-            # A copy: a donated state must not take the schedule's own constant with it.
+            # A copy, since donating the state must not delete a constant of the schedule.
             learning_rate=jnp.array(schedule(0)),
             velocity=optax.tree.zeros_like(params),
         )
@@ -104,7 +93,7 @@ def folded_momentum(
         rate, before = schedule(state.count), state.learning_rate
         follow = jnp.asarray(mass, kind)
         if correct:
-            # Both branches of `where` are computed, so neither may divide by 0.
+            # Both branches of `where` are evaluated, so neither may divide by 0.
             ratio = rate / jnp.where(before > 0, before, 1)
             follow = follow * jnp.where(before > 0, ratio, 1)
         steps = scale_by(rate, updates)

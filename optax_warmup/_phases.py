@@ -1,6 +1,4 @@
-"""A minibatch that changes its size in mid-run, as one schedule over optimizer updates."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Training with a batch size that changes, as one schedule over optimizer updates."""
 
 from __future__ import annotations
 
@@ -13,8 +11,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optax_warmup import _checks, _json
-from optax_warmup._recipe import steps_in
+from optax_warmup._epochs import epochs_to_steps
+from optax_warmup._phase import BatchSizePhase
 from optax_warmup._scaling import linear_scaling, sqrt_scaling
+from optax_warmup._table import rate_table
 from optax_warmup._warmup import Schedule, gradual_warmup, sequence
 
 Scaling = Literal["linear", "sqrt"]
@@ -22,84 +22,48 @@ _RULES: dict[str, Callable[..., float]] = {"linear": linear_scaling, "sqrt": sqr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchSizePhase:
-    """One stretch of training at one minibatch size; see `BatchSizePhases`.
-
-    Args:
-      num_epochs: length, > 0; a fraction will do.
-      batch_size: images in one minibatch, over all workers; at least 1.
-      warmup_epochs: how long the rate takes from that of the phase before to that of this one; from
-        0, where it jumps, to `num_epochs`.
-      decay_factor: what the scaled rate is multiplied by in this phase; > 0 and <= 1.
-
-    Raises:
-      ValueError: if an argument is outside its range.
-
-    Examples:
-      >>> import optax_warmup as ow
-      >>> ow.BatchSizePhase(num_epochs=30, batch_size=8192, warmup_epochs=5).warmup_epochs
-      5
-
-    Source:
-      A batch-size change with rescaling and re-warmup, as asked for in transformers #31222.
-    """
-
-    num_epochs: float
-    batch_size: int
-    warmup_epochs: float = 0
-    decay_factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        _checks.real("num_epochs", self.num_epochs, above=0.0)
-        size = _checks.integer("batch_size", self.batch_size, minimum=1, maximum=2**63 - 1)
-        object.__setattr__(self, "batch_size", size)
-        _checks.real("warmup_epochs", self.warmup_epochs, minimum=0.0, maximum=self.num_epochs)
-        _checks.real("decay_factor", self.decay_factor, above=0.0, maximum=1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchSizePhases:
-    r"""Learning rates for a minibatch that changes its size, with the exact count of examples.
+    """Learning rates of a run with a changing batch size, and its exact count of examples.
 
-    .. math::
-      \hat\eta_p = d_p \, s(\eta, B_p / B_0), \qquad
-      \eta_t = \begin{cases}
-        \hat\eta_{p-1} + (\hat\eta_p - \hat\eta_{p-1}) \, (t - T_p) / W_p & t - T_p < W_p \\
-        \hat\eta_p & \text{otherwise}
-      \end{cases}
+    The peak of a phase is `decay_factor` times the scaled `base_learning_rate`. After t updates of
+    the phase the learning rate is::
 
-    for :math:`T_p \leq t < T_{p+1}`, where :math:`t` counts optimizer updates from the start of
-    training, phase :math:`p` has the minibatch :math:`B_p`, the factor :math:`d_p` and a warmup of
-    :math:`W_p` steps, and starts at step :math:`T_p`; :math:`\eta` is `base_learning_rate`,
-    :math:`B_0` is `base_batch_size` and :math:`s` is the scaling rule. "Before" the first phase the
-    rate is :math:`\eta`, as in the paper. An epoch is `num_examples // B_p` updates. The last phase
-    goes on for ever.
+      previous_peak + (peak - previous_peak) * t / warmup_steps    if t < warmup_steps
+      peak                                                         otherwise
+
+    The first warmup starts at `base_learning_rate`, as in the paper. A warmup must not go
+    down. An epoch has `num_examples // batch_size` updates. The last phase does not end.
 
     Args:
-      num_examples: images in the training set; at least the largest minibatch.
-      phases: one `BatchSizePhase` or more, in order.
-      base_learning_rate: rate for a minibatch of `base_batch_size`; > 0.
-      base_batch_size: minibatch that `base_learning_rate` belongs to; at least 1.
-      scaling: "linear" or "sqrt".
-
-    Raises:
-      ValueError: if an argument is outside its range, or a warmup would go down.
+      num_examples: number of images in the training set, at least the largest batch size.
+      phases: sequence of at least one `BatchSizePhase`.
+      base_learning_rate: learning rate for `base_batch_size`; > 0.
+      base_batch_size: batch size that `base_learning_rate` was tuned for, at least 1.
+      scaling: scaling rule, "linear" or "sqrt".
 
     Examples:
       >>> import optax_warmup as ow
       >>> plan = ow.BatchSizePhases(
       ...     num_examples=1000,
       ...     phases=(
-      ...         ow.BatchSizePhase(num_epochs=2, batch_size=250),
-      ...         ow.BatchSizePhase(num_epochs=2, batch_size=500, warmup_epochs=1),
+      ...         ow.BatchSizePhase(batch_size=250, num_epochs=2),
+      ...         ow.BatchSizePhase(batch_size=500, num_steps=4, warmup_steps=2),
       ...     ),
       ...     base_batch_size=250,
       ... )
       >>> plan.num_steps, plan.boundaries, plan.examples_seen(9)
       (12, (8,), 2500)
-      >>> schedule = plan.schedule()
-      >>> [f"{schedule(t):.2f}" for t in (7, 8, 9, 10, 11)]
-      ['0.10', '0.10', '0.15', '0.20', '0.20']
+      >>> print(plan.describe())
+      phase 1         minibatch of 250 images, from step 0
+      phase 2         minibatch of 500 images, from step 8
+      learning rate   η = 0.1 for 250 images, linear scaling
+      length          12 steps = 4 epochs
+      <BLANKLINE>
+                                    step     epoch  learning rate
+      first step                       0      0.00  0.1
+      phase 2                          8      2.00  0.1
+      first step after warmup         10      3.00  0.2
+      last step                       11      3.50  0.2
 
     Source:
       Sections 2.1 and 2.2 of arXiv:1706.02677, applied at each change; Smith et al., "Don't decay
@@ -114,12 +78,11 @@ class BatchSizePhases:
 
     def __post_init__(self) -> None:
         for name in ("num_examples", "base_batch_size"):
-            number = _checks.integer(name, getattr(self, name), minimum=1, maximum=2**63 - 1)
+            value = getattr(self, name)
+            number = _checks.integer(name, value, minimum=1, maximum=_checks.MAX_SIZE)
             object.__setattr__(self, name, number)
         _checks.real("base_learning_rate", self.base_learning_rate, above=0.0)
-        if self.scaling not in get_args(Scaling):
-            allowed = ", ".join(repr(rule) for rule in get_args(Scaling))
-            raise ValueError(f"scaling must be one of {allowed}, got {self.scaling!r}")
+        _checks.one_of("scaling", self.scaling, get_args(Scaling))
         given: Any = self.phases
         phases = tuple(cast("Any", given)) if isinstance(given, list | tuple) else ()
         object.__setattr__(self, "phases", phases)
@@ -131,57 +94,68 @@ class BatchSizePhases:
                     f"phases[{i}].batch_size must be at most num_examples = {self.num_examples}, "
                     f"got {phase.batch_size}"
                 )
-            if not self._steps[i]:
-                raise ValueError(
-                    f"phases[{i}].num_epochs must make at least one step, got {phase.num_epochs}"
-                )
-            before, rate = self._rates[i : i + 2]
-            if self.warmup_steps[i] and rate < before:
-                raise ValueError(
-                    f"phases[{i}].warmup_epochs must be 0 where the rate goes down, from {before} "
-                    f"to {rate}, got {phase.warmup_epochs}"
-                )
+        for i in range(len(self.phases)):
+            self._check_lengths(i)
         if self.num_steps > _checks.MAX_STEP:
             raise ValueError(
-                f"phases must make at most {_checks.MAX_STEP} steps, got {self.num_steps}"
+                f"phases must have at most {_checks.MAX_STEP} steps in total, got {self.num_steps}"
+            )
+
+    def _check_lengths(self, i: int) -> None:
+        phase, steps, warmup = self.phases[i], self._phase_steps[i], self.warmup_steps[i]
+        if not steps:
+            raise ValueError(
+                f"phases[{i}].num_epochs must amount to at least one step, got {phase.num_epochs}"
+            )
+        name = f"phases[{i}].warmup_{'epochs' if phase.warmup_steps is None else 'steps'}"
+        if warmup > steps:
+            raise ValueError(f"{name} must amount to at most {steps} steps, got {warmup} steps")
+        before, rate = self._rates[i : i + 2]
+        if warmup and rate < before:
+            raise ValueError(
+                f"{name} must be 0 if the learning rate decreases, from {before} to {rate}, "
+                f"got {warmup} steps"
             )
 
     @property
     def num_steps(self) -> int:
-        """Updates in the whole run."""
-        return sum(self._steps)
+        """Number of updates in the whole run."""
+        return sum(self._phase_steps)
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """The first update of each phase but the first."""
-        return tuple(itertools.accumulate(self._steps[:-1]))
+        """The first step of each phase but the first."""
+        return tuple(itertools.accumulate(self._phase_steps[:-1]))
+
+    @property
+    def warmup_steps(self) -> tuple[int, ...]:
+        """Number of warmup steps at the start of each phase."""
+        return tuple(
+            _steps(phase.warmup_steps, phase.warmup_epochs, self.num_examples // phase.batch_size)
+            for phase in self.phases
+        )
 
     @property
     def peak_learning_rates(self) -> tuple[float, ...]:
-        """The scaled rate of each phase, which its warmup leads to."""
+        """The scaled learning rate of each phase, reached after its warmup."""
         return self._rates[1:]
 
     def examples_seen(self, step: int) -> int:
-        """Images used by the first `step` updates; exact, whatever their number.
+        """Number of images in the first `step` updates, without rounding or overflow.
 
         Args:
-          step: updates made so far, from 0. Beyond the run it goes on at the last size.
+          step: number of updates made so far. After the last phase its batch size is kept.
 
         Returns:
-          A Python int, which cannot overflow.
-
-        Raises:
-          ValueError: if `step` is not such a number.
+          A Python int.
         """
-        left = _checks.integer("step", step)
-        seen = 0
-        for phase, steps in zip(self.phases[:-1], self._steps[:-1], strict=True):
-            seen += min(left, steps) * phase.batch_size
-            left = max(left - steps, 0)
-        return seen + left * self.phases[-1].batch_size
+        counts = zip(
+            self._updates_by_phase(_checks.integer("step", step)), self.phases, strict=True
+        )
+        return sum(count * phase.batch_size for count, phase in counts)
 
     def batch_size_at(self, step: int) -> int:
-        """Images in the minibatch of update number `step`, counted from 0."""
+        """Number of images in the minibatch of update number `step`, counted from 0."""
         number = _checks.integer("step", step)
         passed = sum(boundary <= number for boundary in self.boundaries)
         return self.phases[passed].batch_size
@@ -190,13 +164,13 @@ class BatchSizePhases:
         """The phases as one optax schedule over optimizer updates.
 
         Args:
-          dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+          dtype: float type of the learning rates.
 
         Returns:
-          A function from the number of updates made so far to the learning rate of the next one.
+          An optax schedule; the docstring of `optax_warmup` lists the conventions.
         """
         parts = [
-            # A phase without warmup may also go down, and then has no ramp to start anywhere.
+            # A phase without warmup has no ramp, and its rate may be below the one before.
             gradual_warmup(before if steps else rate, rate, steps, dtype=dtype)
             for (before, rate), steps in zip(
                 itertools.pairwise(self._rates), self.warmup_steps, strict=True
@@ -204,24 +178,52 @@ class BatchSizePhases:
         ]
         return sequence(parts, self.boundaries)
 
+    def describe(self, *, epoch_of: Callable[[int], float] | None = None) -> str:
+        """Summary and table of learning rates, to print before training.
+
+        Args:
+          epoch_of: function from a number of updates to the epochs completed by them; None counts
+            `num_examples // batch_size` updates per epoch in each phase.
+        """
+        epoch_of = self._epochs_after if epoch_of is None else epoch_of
+        lines: list[str] = []
+        rows: list[tuple[str, int]] = []
+        starts = (0, *self.boundaries)
+        for i, (start, warmup) in enumerate(zip(starts, self.warmup_steps, strict=True)):
+            name = f"phase {i + 1}"
+            lines += [
+                f"{name:<16}minibatch of {self.phases[i].batch_size} images, from step {start}"
+            ]
+            rows += [(name if i else "first step", start)]
+            if 0 < warmup < self._phase_steps[i]:
+                rows += [("first step after warmup", start + warmup)]
+        rows += [("last step", self.num_steps - 1)]
+        lines += [
+            f"learning rate   η = {self.base_learning_rate:g} for {self.base_batch_size} images, "
+            f"{self.scaling} scaling",
+            f"length          {self.num_steps} steps = {epoch_of(self.num_steps):g} epochs",
+            "",
+        ]
+        return "\n".join([*lines, *rate_table(self.schedule(), rows, epoch_of)])
+
     def to_json(self) -> str:
-        """The phases as a JSON object, with the version of the format."""
+        """The phases as a JSON object with the version of the format."""
         return _json.dump(self)
 
     @classmethod
     def from_json(cls, text: str) -> BatchSizePhases:
-        """The phases that `to_json` wrote.
+        """The phases in a JSON object from `to_json`.
 
         Args:
-          text: a JSON object with "version" and fields of this class. Fields with a default may be
-            left out.
+          text: JSON object with "version" and fields of this class; those with a default may be
+            omitted.
 
         Returns:
-          The phases, checked as if their fields had been given by hand.
+          The phases.
 
         Raises:
-          ValueError: if it is not such an object: another version, unknown or missing fields,
-            values outside their ranges.
+          ValueError: if the object has another version, unknown or missing fields, or values
+            outside their ranges.
         """
         fields = _json.load(text, cls)
         rows: Any = fields["phases"]
@@ -236,31 +238,30 @@ class BatchSizePhases:
         return cls(**fields)
 
     @property
-    def _steps(self) -> tuple[int, ...]:
+    def _phase_steps(self) -> tuple[int, ...]:
         return tuple(
-            steps_in(phase.num_epochs, self.num_examples // phase.batch_size)
-            for phase in self.phases
-        )
-
-    @property
-    def warmup_steps(self) -> tuple[int, ...]:
-        """Steps of the warmup with which each phase begins."""
-        return tuple(
-            steps_in(phase.warmup_epochs, self.num_examples // phase.batch_size)
+            _steps(phase.num_steps, phase.num_epochs, self.num_examples // phase.batch_size)
             for phase in self.phases
         )
 
     @property
     def _rates(self) -> tuple[float, ...]:
-        """The rate before the first phase, then that of each."""
-        scale = _RULES[self.scaling]
-        return (
-            self.base_learning_rate,
-            *(
-                phase.decay_factor
-                * scale(
-                    self.base_learning_rate, phase.batch_size, base_batch_size=self.base_batch_size
-                )
-                for phase in self.phases
-            ),
+        """The learning rate before the first phase, then the peak of each phase."""
+        base, size, rule = self.base_learning_rate, self.base_batch_size, _RULES[self.scaling]
+        peaks = (
+            p.decay_factor * rule(base, p.batch_size, base_batch_size=size) for p in self.phases
         )
+        return (base, *peaks)
+
+    def _updates_by_phase(self, step: int) -> list[int]:
+        """Number of the first `step` updates in each phase; the last phase does not end."""
+        starts, ends = (0, *self.boundaries), (*self.boundaries, step)
+        return [max(min(step, end) - start, 0) for start, end in zip(starts, ends, strict=True)]
+
+    def _epochs_after(self, step: int) -> float:
+        counts = zip(self._updates_by_phase(step), self.phases, strict=True)
+        return sum(count / (self.num_examples // phase.batch_size) for count, phase in counts)
+
+
+def _steps(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
+    return epochs_to_steps(epochs or 0, steps_per_epoch) if steps is None else steps

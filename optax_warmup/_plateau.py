@@ -1,6 +1,4 @@
-"""Warmup first, then a lower learning rate whenever a metric stops improving."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Warmup, then reduction of the learning rate on plateaus of a metric."""
 
 from __future__ import annotations
 
@@ -13,28 +11,29 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from optax_warmup import _checks
+from optax_warmup._updates import scale_by
 from optax_warmup._warmup import gradual_warmup
 
 
 class WarmupPlateauState(NamedTuple):
-    """State of `warmup_then_plateau`: scalars of fixed types, so that any checkpoint will do."""
+    """State of `warmup_then_plateau`: scalars of fixed types, which every checkpoint can hold."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Updates made so far; int32."""
+    """Number of updates made so far; int32."""
     learning_rate: jax.Array
-    """Rate that the last update used, or, before any, that the first one will use."""
+    """Learning rate of the last update; before any update, that of the first one."""
     scale: jax.Array
     """Product of all reductions so far."""
     best_value: jax.Array
-    """Best window so far; infinite before the first window is complete."""
+    """Mean of the best window so far; infinite until the first window is complete."""
     plateau_count: jax.Array
-    """Windows without improvement since the best one or the last reduction; int32."""
+    """Number of windows since the best one or the last reduction; int32."""
     cooldown_count: jax.Array
-    """Windows still to be ignored; int32."""
+    """Number of windows left to ignore; int32."""
     window_count: jax.Array
-    """Values in the window that is being filled; int32."""
+    """Number of values in the current window; int32."""
     window_mean: jax.Array
-    """Their mean."""
+    """Mean of the values in the current window."""
 
 
 def warmup_then_plateau(
@@ -53,54 +52,41 @@ def warmup_then_plateau(
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales updates by a rate that is warmed up, then reduced whenever a metric stands still.
+    """Gradual warmup, then reduction of the learning rate whenever a metric stops improving.
 
-    .. math::
-      u_t = -\eta_t \, g_t, \qquad
-      \eta_t = \begin{cases}
-        \eta + (\hat\eta - \eta) \, t / W & t < W \\
-        \max(\hat\eta \, c^{r_t}, \eta_{\min}) & t \geq W
-      \end{cases}
+    Updates are multiplied by the negative learning rate, which for update t is::
 
-    where :math:`t` counts updates from 0, :math:`g_t` and :math:`u_t` are the updates before and
-    after, :math:`\eta` is `init_value`, :math:`\hat\eta` is `peak_value`, :math:`W` is
-    `warmup_steps`, :math:`c` is `factor`, :math:`\eta_{\min}` is `min_value` and :math:`r_t` is the
-    number of reductions so far. After the warmup, the values given to the updates are averaged over
-    windows of `accumulation_size`. A window is an improvement if its mean :math:`v` has
-    :math:`v < b - (\text{rtol} \, |b| + \text{atol})` with the best mean :math:`b` so far; after
-    `patience` windows in a row without one, the rate is reduced, at once. Values seen during the
-    warmup count for nothing. It takes the place of `optax.scale_by_learning_rate`, as the last link
-    of a chain, and `current_learning_rate` reads its rate.
+      init_value + (peak_value - init_value) * t / warmup_steps     if t < warmup_steps
+      max(peak_value * factor ** number_of_reductions, min_value)   otherwise
 
-    `optax.contrib.reduce_on_plateau` compares with :math:`(1 - \text{rtol}) \, b` instead, so that
-    for a negative metric, such as a log-likelihood, standing still counts as an improvement.
+    The values of the metric are averaged over windows of `accumulation_size`, starting after the
+    warmup. A window is an improvement if its mean is below `best - (rtol * abs(best) + atol)`, with
+    the best mean so far. After `patience` windows in a row without improvement the rate is reduced
+    immediately. The transformation replaces `optax.scale_by_learning_rate` at the end of a chain.
+
+    `optax.contrib.reduce_on_plateau` compares with `(1 - rtol) * best` instead. There, a constant
+    negative metric, such as a log-likelihood, counts as an improvement.
 
     Args:
-      init_value: learning rate at which the ramp starts; finite, not negative and at most
-        `peak_value`. A (traced) array will do.
-      peak_value: learning rate at which the ramp ends; a (traced) array will do.
-      warmup_steps: updates in the ramp, from 0. With 0 the first value counts.
-      factor: what the rate is multiplied by; more than 0 and less than 1.
-      patience: windows without improvement before a reduction; at least 1. PyTorch reduces one
-        window later for the same number.
-      rtol: relative improvement that counts; from 0 to 1.
-      atol: absolute improvement that counts; finite, not negative.
-      cooldown: windows after a reduction that do not count for patience; from 0.
-      accumulation_size: values in a window; at least 1. For one value an epoch give each of its
-        updates the same value and set the updates of an epoch here.
-      min_value: rate below which it is not reduced; finite, not negative and at most `peak_value`.
-      maximize: whether larger values are better, as for an accuracy.
-      skip_init: whether the first update is made one increment above `init_value`; see
-        `gradual_warmup`.
-      dtype: float type of the rate and the metric; float32, or float64 where `jax_enable_x64` is
-        on. Updates keep their own type.
+      init_value: learning rate at the start of the ramp.
+      peak_value: learning rate at the end of the ramp.
+      warmup_steps: number of updates in the ramp.
+      factor: factor of each reduction; > 0 and < 1.
+      patience: number of windows without improvement before a reduction, at least 1. PyTorch
+        reduces one window later for the same number.
+      rtol: relative margin of an improvement, from 0 to 1.
+      atol: absolute margin of an improvement; finite and not negative.
+      cooldown: number of windows after a reduction that do not count for patience, at least 0.
+      accumulation_size: number of values in a window, at least 1. For one value per epoch, set the
+        steps per epoch here and pass the same value to all updates of an epoch.
+      min_value: lower bound of the reduced rate, from 0 to `peak_value`.
+      maximize: flag for metrics that improve upwards, such as an accuracy.
+      skip_init: flag that starts the ramp one increment above `init_value`.
+      dtype: float type of the learning rate and the metric; updates keep their own type.
 
     Returns:
       A transformation whose `update` needs the metric: `update(grads, state, params, value=loss)`.
-      A NaN is no improvement.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      NaN is not an improvement.
 
     Examples:
       >>> import optax, optax_warmup as ow
@@ -141,7 +127,7 @@ def warmup_then_plateau(
 
     def init(params: Any) -> WarmupPlateauState:
         del params
-        # Each field has a buffer of its own: a donated state must not hold one twice.
+        # A donated state must not hold a buffer twice, so each field has its own.
         return WarmupPlateauState(
             count=jnp.zeros((), jnp.int32),
             learning_rate=jnp.array(ramp(0), kind),
@@ -172,20 +158,8 @@ def warmup_then_plateau(
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def scale_by(rate: jax.Array, updates: Any) -> Any:
-    """`updates` times `rate`, multiplied in the wider of the two types and kept in their own."""
-
-    def scaled(update: Any) -> jax.Array:
-        update = jnp.asarray(update)
-        with jax.numpy_dtype_promotion("standard"):
-            wide = jnp.promote_types(update.dtype, rate.dtype)
-        return (update.astype(wide) * rate.astype(wide)).astype(update.dtype)
-
-    return jax.tree.map(scaled, updates)
-
-
 class _Rule(NamedTuple):
-    """When a window is an improvement, and when the rate is reduced."""
+    """Criteria for an improvement and for a reduction of the learning rate."""
 
     factor: float
     patience: int
@@ -196,13 +170,13 @@ class _Rule(NamedTuple):
     sign: int
 
     def see(self, state: WarmupPlateauState, value: jax.Array) -> WarmupPlateauState:
-        """`state` after one more value."""
+        """The state after one more value of the metric."""
         kind = value.dtype
         number = state.window_count + 1
         mean = state.window_mean + (value - state.window_mean) / number.astype(kind)
         best = state.best_value
         margin = jnp.asarray(self.rtol, kind) * jnp.abs(best) + jnp.asarray(self.atol, kind)
-        # Before the first window the best is infinite and so is the margin.
+        # An infinite best value makes the margin infinite too, and their difference NaN.
         bar = jnp.where(jnp.isinf(best), best, best - self.sign * margin)
         better = self.sign * mean < self.sign * bar
         cooling = state.cooldown_count > 0

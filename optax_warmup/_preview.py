@@ -1,6 +1,4 @@
-"""Shows recipes as tables and charts, and writes them as pictures and rows."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Command-line preview of recipes: tables, charts, PNG and CSV files."""
 
 from __future__ import annotations
 
@@ -29,13 +27,13 @@ EXAMPLES = """examples:
   python -m optax_warmup mine.json theirs.json --csv rates.csv
 """
 
-# Epochs of one recipe, with the rate at each.
+# Epochs of one recipe and the learning rate at each.
 Curve = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; 0 if all is well, 2 with one line on stderr where the user erred."""
-    # A preview must not take memory of an accelerator from a run beside it.
+    """Run the command line. Returns 0, or 2 after a user error with one line on stderr."""
+    # A preview must not take accelerator memory from a training run.
     jax.config.update("jax_platforms", "cpu")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -76,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m optax_warmup",
-        description="Shows the learning rates of recipes: tables, and one chart over all of them.",
+        description="Show the learning rates of recipes: a table for each, one chart for all.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -84,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "files", nargs="*", metavar="RECIPE.json", help="written by LargeMinibatchRecipe.to_json"
     )
-    group = parser.add_argument_group("fields of the recipe, or changes to those in the files")
+    group = parser.add_argument_group("fields of the recipe, which replace those in the files")
     for name in FIELDS:
         default = next(
             f.default for f in dataclasses.fields(LargeMinibatchRecipe) if f.name == name
@@ -102,19 +100,19 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="one more recipe: the first with these fields changed; may be repeated",
+        help="another recipe: the first one with these fields replaced; can be repeated",
     )
-    parser.add_argument("--png", metavar="FILE", help="write the chart as a picture (matplotlib)")
-    parser.add_argument("--csv", metavar="FILE", help="write the rate of every step")
-    parser.add_argument("--json", action="store_true", help="print the recipes as JSON, no more")
-    parser.add_argument("--log", action="store_true", help="logarithmic axis of rates")
+    parser.add_argument("--png", metavar="FILE", help="draw the chart with matplotlib")
+    parser.add_argument("--csv", metavar="FILE", help="write the learning rate of every step")
+    parser.add_argument("--json", action="store_true", help="print only the recipes, as JSON")
+    parser.add_argument("--log", action="store_true", help="use a logarithmic axis")
     parser.add_argument("--width", type=int, default=72, help="columns of the chart (72)")
     parser.add_argument("--height", type=int, default=16, help="rows of the chart (16)")
     return parser
 
 
 def _recipes(options: argparse.Namespace) -> dict[str, LargeMinibatchRecipe]:
-    """Every recipe that is asked for, by the name it is shown under."""
+    """The recipes to show, by their names in the output."""
     if not (10 <= options.width <= 500 and 4 <= options.height <= 200):
         raise ValueError(
             "--width must be from 10 to 500 and --height from 4 to 200, "
@@ -150,13 +148,13 @@ def _assignment(word: str) -> tuple[str, Any]:
     name = name.removeprefix("--").replace("-", "_")
     if not equals or name not in FIELDS:
         raise ValueError(
-            f"--vs must be FIELD=VALUE with a field of {', '.join(FIELDS)}, got {word!r}"
+            f"--vs must be FIELD=VALUE with FIELD one of {', '.join(FIELDS)}, got {word!r}"
         )
     return name, _value(name, text)
 
 
 def _value(name: str, text: str) -> Any:
-    """What a word on the command line means; the recipe itself says what is wrong with it."""
+    """The value of a command-line word. Invalid values are left to the checks of the recipe."""
     if name == "milestones":
         return tuple(_number(word) for word in text.split(",") if word)
     return text if name == "warmup" else _number(text)
@@ -179,13 +177,13 @@ def _curve(recipe: LargeMinibatchRecipe) -> Curve:
     last = recipe.num_steps - 1
     corners = [recipe.warmup_steps, *recipe.milestone_steps]
     near = [step + d for step in corners for d in (-1, 0) if 0 <= step + d <= last]
-    # Every step of a short run; of a long one as many as any picture shows, and all the corners.
+    # Every step of a short run; more steps of a long one than a picture resolves, and all corners.
     steps = np.unique(np.concatenate([np.linspace(0, last, 20_001).round(), near]).astype(np.int64))
     return steps / recipe.steps_per_epoch, _rates(recipe, steps)
 
 
 def chart(curves: Mapping[str, Curve], width: int, height: int, *, log: bool) -> str:
-    """Learning rates over epochs, drawn with characters."""
+    """Chart of learning rates over epochs, drawn with characters."""
     longest = max(epochs[-1] for epochs, _ in curves.values())
     high = max(float(rates.max()) for _, rates in curves.values())
     low = min(float(rates.min()) for _, rates in curves.values()) if log else 0.0
@@ -202,7 +200,7 @@ def chart(curves: Mapping[str, Curve], width: int, height: int, *, log: bool) ->
     labels = {0: f"{high:.4g}", height - 1: f"{low:.4g}"}
     lines: list[str] = []
     for row in range(height):
-        # Curves on top of each other take turns from column to column.
+        # Curves that coincide alternate from column to column.
         marks = [cells.get((row, column), " ") for column in range(width)]
         text = "".join(mark[column % len(mark)] for column, mark in enumerate(marks))
         lines += [f"{labels.get(row, ''):>9} |{text.rstrip()}"]
@@ -214,7 +212,7 @@ def chart(curves: Mapping[str, Curve], width: int, height: int, *, log: bool) ->
 
 
 def write_csv(recipes: Mapping[str, LargeMinibatchRecipe], file: str) -> None:
-    """One row for every step of every recipe; rates with all the digits that float32 has."""
+    """Write one row per step and recipe; nine digits identify every float32."""
     with Path(file).open("w", newline="", encoding="utf-8") as out:
         rows = csv.writer(out)
         rows.writerow(["recipe", "step", "epoch", "learning_rate"])
@@ -228,19 +226,19 @@ def write_csv(recipes: Mapping[str, LargeMinibatchRecipe], file: str) -> None:
 
 
 def write_png(curves: Mapping[str, Curve], file: str, *, log: bool) -> None:
-    """Learning rates over epochs, drawn by matplotlib."""
+    """Draw the learning rates over epochs with matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError(
             "--png needs matplotlib, which the extra `optax-warmup[plot]` installs"
         ) from None
-    # A figure of its own, without pyplot: no window system is asked for.
+    # Pyplot would look for a window system.
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for place, (name, (epochs, rates)) in enumerate(curves.items()):
-        # Those below are wider, so that curves on top of each other all show.
-        axes.plot(epochs, rates, label=name, linewidth=1.5 + 1.6 * (len(curves) - 1 - place))
+    for i, (name, (epochs, rates)) in enumerate(curves.items()):
+        # Lower curves are wider, so that curves that coincide are all visible.
+        axes.plot(epochs, rates, label=name, linewidth=1.5 + 1.6 * (len(curves) - 1 - i))
     axes.set(xlabel="epoch", ylabel="learning rate", yscale="log" if log else "linear")
     axes.margins(x=0.01)
     axes.grid(alpha=0.3)

@@ -1,6 +1,4 @@
-"""Warmups of other shapes, and warmups that multiply a schedule where others come before it."""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Warmups of other shapes: exponential ramps, any ramp, and factors that multiply a schedule."""
 
 from __future__ import annotations
 
@@ -28,33 +26,23 @@ def exponential_warmup(
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Raises the learning rate by the same factor at each update, then hands over.
+    """Exponential warmup: a ramp by a constant factor per update, then another schedule.
 
-    .. math::
-      \eta_t = \begin{cases}
-        \eta \, (\hat\eta / \eta)^{t / W} & t < W \\
-        f(t - W) & t \geq W
-      \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`\hat\eta` is
-    `peak_value`, :math:`W` is `warmup_steps` and :math:`f` is `after`. On a logarithmic axis it is
-    a straight line. With `skip_init`, :math:`t` in the upper line is :math:`t + 1`.
+      init_value * (peak_value / init_value) ** (t / warmup_steps)    if t < warmup_steps
+      after(t - warmup_steps)                                         otherwise
 
     Args:
-      init_value: learning rate at which the ramp starts; finite, more than 0 (no factor leads away
-        from 0) and at most `peak_value`. A (traced) array will do.
-      peak_value: learning rate at which the ramp ends; a (traced) array will do.
-      warmup_steps: updates in the ramp, from 0. With 0 the result equals `after`.
-      after: schedule that follows; its step 0 is the step numbered `warmup_steps` of training.
-        `None` holds `peak_value`.
-      skip_init: whether the first update is made one factor above `init_value`.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate at the start of the ramp, > 0 (a ramp by factors cannot leave 0).
+      peak_value: learning rate at the end of the ramp.
+      warmup_steps: number of updates in the ramp.
+      after: schedule after the ramp; None holds `peak_value`.
+      skip_init: flag that starts the ramp one factor above `init_value`.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -63,7 +51,7 @@ def exponential_warmup(
       ['0.1', '0.2', '0.4', '0.8', '1.6', '1.6']
 
     Source:
-      The geometric interpolation above; no package's.
+      Geometric interpolation; not taken from another package.
     """
     kind = _checks.float_dtype(dtype)
     init = _checks.rate("init_value", init_value, positive=True)
@@ -77,8 +65,8 @@ def exponential_warmup(
     start, high, low = _checks.constant(init, kind), *_split_exponent(init, peak, steps, kind)
 
     def growth(count: ArrayLike) -> jax.Array:
-        # exp(t * high + t * low) with all roundings in the small second term: a plain exp(t * c) is
-        # off by as many float32 ulps as the exponent is large, 13 for a factor of 1e6.
+        # exp(t * high + t * low), with all rounding errors in the small second term. The error of a
+        # plain exp(t * c) grows with the exponent: 13 float32 ulps for a factor of 1e6.
         t = jnp.clip(jnp.asarray(count) + int(skip_init), 0, steps)
         fine = t % 4096
         coarse_part = jnp.asarray(t - fine, kind) * high
@@ -96,8 +84,8 @@ def _split_exponent(
 ) -> tuple[Any, Any]:
     """The growth per step, log(peak / init) / steps, as 12 leading bits and the rest.
 
-    12 bits times the 12 bits of a step number below 4096 (or of the multiple of 4096 under it)
-    have no rounding. A traced growth stays in one piece and is that much less exact.
+    The product of 12 bits with a step number below 4096, or with a multiple of 4096, is exact. A
+    traced growth is not split, which is less accurate.
     """
     if isinstance(init, Tracer) or isinstance(peak, Tracer):
         ends = _checks.constant(init, dtype), _checks.constant(peak, dtype)
@@ -118,35 +106,25 @@ def ramp_warmup(
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Raises the learning rate along any curve, then hands over.
+    """Warmup along any curve, then another schedule.
 
-    .. math::
-      \eta_t = \begin{cases}
-        \eta + (\hat\eta - \eta) \, r(t / W) & t < W \\
-        f(t - W) & t \geq W
-      \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`\hat\eta` is
-    `peak_value`, :math:`W` is `warmup_steps`, :math:`r` is `ramp` and :math:`f` is `after`. With
-    `skip_init`, :math:`t` in the upper line is :math:`t + 1`.
+      init_value + (peak_value - init_value) * ramp(t / warmup_steps)    if t < warmup_steps
+      after(t - warmup_steps)                                            otherwise
 
     Args:
-      init_value: learning rate at which the ramp starts; finite, not negative and at most
-        `peak_value`. A (traced) array will do.
-      peak_value: learning rate at which the ramp ends; a (traced) array will do.
-      warmup_steps: updates in the ramp, from 0. With 0 the result equals `after`.
-      ramp: jittable function from the share of the warmup that is done, an array of `dtype` from 0
-        to 1, to the share of the rise; 0 at 0 and 1 at 1, which is tested.
-      after: schedule that follows; its step 0 is the step numbered `warmup_steps` of training.
-        `None` holds `peak_value`.
-      skip_init: whether the first update is made one step up the ramp.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate at the start of the ramp.
+      peak_value: learning rate at the end of the ramp.
+      warmup_steps: number of updates in the ramp.
+      ramp: jittable function from the completed share of the warmup, an array of `dtype`, to the
+        completed share of the rise. It must be 0 at 0 and 1 at 1.
+      after: schedule after the ramp; None holds `peak_value`.
+      skip_init: flag that starts the ramp at t = 1.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -155,18 +133,18 @@ def ramp_warmup(
       ['0.0', '0.1', '0.4', '0.9', '1.6', '1.6']
 
     Source:
-      Transformers' get_wsd_schedule has one such curve, `warmup_type="cosine"`.
+      Generalization of `warmup_type="cosine"` in transformers' get_wsd_schedule.
     """
     kind = _checks.float_dtype(dtype)
     init = _checks.rate("init_value", init_value)
     peak = _checks.rate("peak_value", peak_value)
     _checks.not_above("init_value", init, "peak_value", peak)
     steps = _checks.integer("warmup_steps", warmup_steps)
-    # Outside of any trace around the factory: the check must see numbers.
+    # The check needs numbers, even if the factory is called inside jit.
     with jax.ensure_compile_time_eval():
         ends = [float(np.asarray(ramp(jnp.asarray(x, kind)))) for x in (0.0, 1.0)]
     if not np.allclose(ends, [0.0, 1.0], rtol=0.0, atol=1e-6):
-        raise ValueError(f"ramp must lead from 0 at 0 to 1 at 1, got {ends[0]} and {ends[1]}")
+        raise ValueError(f"ramp must be 0 at 0 and 1 at 1, got {ends[0]} and {ends[1]}")
     start, top = _checks.constant(init, kind), _checks.constant(peak, kind)
     rise = _checks.constant(peak - init, kind)
 
@@ -182,26 +160,19 @@ def ramp_warmup(
 def damped_warmup(
     schedule: optax.Schedule, damping: optax.Schedule, *, dtype: DTypeLike = jnp.float32
 ) -> Schedule:
-    r"""Multiplies a schedule by a warmup, without delaying it.
+    """Product of a schedule and a warmup, which does not delay the schedule.
 
-    .. math::
-      \eta_t = f(t) \, w(t)
-
-    where :math:`t` counts updates from 0, :math:`f` is `schedule` and :math:`w` is `damping`. Both
-    are on the clock of training: the warmup takes the first steps of the schedule, and milestones
-    stay where they are. All other warmups here come before the schedule instead.
+    The learning rate of update t is `schedule(t) * damping(t)`. Both count from the start of
+    training, so the warmup shifts no milestone. All other warmups come before the schedule instead.
 
     Args:
-      schedule: learning rate without warmup.
+      schedule: learning rates without warmup.
       damping: factor that rises to 1, such as `gradual_warmup(0.0, 1.0, warmup_steps)` or
         `exponential_damping(time_constant)`.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if `dtype` is not one of the two.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax, optax_warmup as ow
@@ -211,7 +182,7 @@ def damped_warmup(
       ['0.00', '0.45', '0.80', '0.70']
 
     Source:
-      The convention of detectron2, big_vision and pytorch_warmup.
+      Detectron2, big_vision and pytorch_warmup.
     """
     kind = _checks.float_dtype(dtype)
     first, second = follow(schedule, kind), follow(damping, kind)
@@ -219,23 +190,17 @@ def damped_warmup(
 
 
 def exponential_damping(time_constant: float, *, dtype: DTypeLike = jnp.float32) -> Schedule:
-    r"""A factor that comes near 1 without ever reaching it, for `damped_warmup`.
+    """Factor for `damped_warmup` that approaches 1 exponentially.
 
-    .. math::
-      w(t) = 1 - \exp(-(t + 1) / \tau)
-
-    where :math:`t` counts updates from 0 and :math:`\tau` is `time_constant`.
+    The factor of update t is `1 - exp(-(t + 1) / time_constant)`.
 
     Args:
-      time_constant: updates after which 1 - 1/e = 63 % is reached; finite, more than 0. For Adam
-        :math:`1 / (1 - \beta_2)` needs no tuning.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      time_constant: number of updates until the factor is 1 - 1/e = 63 %; finite, > 0. For Adam,
+        `1 / (1 - b2)` works without tuning.
+      dtype: float type of the factors.
 
     Returns:
       A function from the number of updates made so far to the factor for the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
 
     Examples:
       >>> import optax_warmup as ow

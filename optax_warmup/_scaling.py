@@ -1,4 +1,4 @@
-"""How the learning rate follows the size of the minibatch."""
+"""Scaling rules: the learning rate as a function of the batch size."""
 
 from __future__ import annotations
 
@@ -9,31 +9,24 @@ import jax
 
 from optax_warmup import _checks
 
-# A number gives a float, an array gives an array of its own kind.
+# A number gives a float, an array an array of the same type.
 _Value = TypeVar("_Value", float, jax.Array)
 
 
 def linear_scaling(base_value: _Value, batch_size: int, *, base_batch_size: int = 256) -> _Value:
-    r"""Learning rate for another minibatch size: k times the images, k times the rate.
+    """Learning rate for another batch size: k times the images, k times the rate.
 
-    .. math::
-      \hat\eta = \eta \, \frac{B}{B_0}
-
-    where :math:`\eta` is `base_value`, :math:`B` is `batch_size` and :math:`B_0` is
-    `base_batch_size`, the minibatch for which :math:`\eta` was found.
+    The result is `base_value * batch_size / base_batch_size`.
 
     Args:
-      base_value: learning rate that is right for `base_batch_size`; finite and not negative.
-        A (traced) array will do.
-      batch_size: images in one minibatch, over all workers; at least 1. This is what one update
-        of the parameters sees: devices x images per device x accumulation steps.
-      base_batch_size: images in the minibatch that `base_value` belongs to; at least 1.
+      base_value: learning rate that suits `base_batch_size`; finite and not negative. Arrays and
+        traced values are allowed.
+      batch_size: number of images per update, at least 1: devices x images per device x
+        accumulation steps.
+      base_batch_size: batch size that `base_value` was tuned for, at least 1.
 
     Returns:
-      The scaled learning rate; `base_value` itself where both sizes are equal.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      The scaled learning rate; exactly `base_value` if both sizes are equal.
 
     Examples:
       >>> import optax_warmup as ow
@@ -47,27 +40,19 @@ def linear_scaling(base_value: _Value, batch_size: int, *, base_batch_size: int 
 
 
 def sqrt_scaling(base_value: _Value, batch_size: int, *, base_batch_size: int = 256) -> _Value:
-    r"""Learning rate for another minibatch size: k times the images, sqrt(k) times the rate.
+    """Learning rate for another batch size: k times the images, sqrt(k) times the rate.
 
-    .. math::
-      \hat\eta = \eta \, \sqrt{\frac{B}{B_0}}
-
-    where :math:`\eta` is `base_value`, :math:`B` is `batch_size` and :math:`B_0` is
-    `base_batch_size`. It keeps the variance of an update constant where linear scaling keeps its
-    mean, and is the usual choice for Adam and LAMB. With SGD on ImageNet it lost to linear scaling:
-    26.22 % against 23.74 % error at a minibatch of 8192.
+    The result is `base_value * sqrt(batch_size / base_batch_size)`. This keeps the variance of an
+    update constant, linear scaling keeps its mean. It is the usual rule for Adam and LAMB. With SGD
+    on ImageNet it lost to linear scaling: 26.22 % against 23.74 % error at batch size 8192.
 
     Args:
-      base_value: learning rate that is right for `base_batch_size`; finite and not negative.
-        A (traced) array will do.
-      batch_size: images in one minibatch, over all workers; at least 1.
-      base_batch_size: images in the minibatch that `base_value` belongs to; at least 1.
+      base_value: learning rate that suits `base_batch_size`.
+      batch_size: number of images per update.
+      base_batch_size: batch size that `base_value` was tuned for.
 
     Returns:
-      The scaled learning rate; `base_value` itself where both sizes are equal.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      The scaled learning rate; exactly `base_value` if both sizes are equal.
 
     Examples:
       >>> import optax_warmup as ow

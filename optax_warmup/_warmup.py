@@ -1,10 +1,4 @@
-"""Warmups: what the learning rate does before the schedule proper begins.
-
-Each takes that schedule as `after`, an optax schedule whose own step 0 is the first step after the
-warmup, and joins it on with `optax.join_schedules`. t is the number of updates made so far.
-"""
-
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+"""Constant and gradual warmup, and the functions that join schedules."""
 
 from __future__ import annotations
 
@@ -30,28 +24,24 @@ def constant_warmup(
     *,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Holds a low learning rate, then hands over to another schedule in one jump.
+    """Constant warmup: a low learning rate, then a jump to another schedule.
 
-    .. math::
-      \eta_t = \begin{cases} \eta & t < W \\ f(t - W) & t \geq W \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`W` is
-    `warmup_steps` and :math:`f` is `after`. Useful where pre-trained layers are fine-tuned together
-    with new ones. For large minibatches prefer `gradual_warmup`: the jump makes the training error
-    spike.
+      init_value                 if t < warmup_steps
+      after(t - warmup_steps)    otherwise
+
+    This suits fine-tuning of pre-trained layers together with new ones. For large minibatches
+    prefer `gradual_warmup`: the jump makes the training error spike.
 
     Args:
-      init_value: learning rate during the warmup; finite and not negative, a (traced) array will
-        do.
-      warmup_steps: updates made at `init_value`, from 0. With 0 the result equals `after`.
-      after: schedule that follows; its step 0 is the step numbered `warmup_steps` of training.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate during the warmup.
+      warmup_steps: number of updates in the warmup.
+      after: schedule after the warmup.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -78,36 +68,25 @@ def gradual_warmup(
     skip_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Raises the learning rate by the same amount at each update, then hands over.
+    """Gradual warmup: a linear ramp, then another schedule.
 
-    .. math::
-      \eta_t = \begin{cases}
-        \eta + (\hat\eta - \eta) \, t / W & t < W \\
-        f(t - W) & t \geq W
-      \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `init_value`, :math:`\hat\eta` is
-    `peak_value`, :math:`W` is `warmup_steps` and :math:`f` is `after`. The first update is made at
-    exactly :math:`\eta`, and step :math:`W` is the first of `after`. With `skip_init`, :math:`t` in
-    the upper line is :math:`t + 1`: the first update is already one increment up, so that none is
-    wasted where :math:`\eta = 0`, and :math:`\hat\eta` comes first at step :math:`W - 1`.
+      init_value + (peak_value - init_value) * t / warmup_steps    if t < warmup_steps
+      after(t - warmup_steps)                                      otherwise
+
+    The paper starts at the learning rate of one worker, 0.1.
 
     Args:
-      init_value: learning rate at which the ramp starts; finite, not negative and at most
-        `peak_value`. 0 wastes the first update unless `skip_init` is set; the paper starts at the
-        rate of one worker, 0.1. A (traced) array will do.
-      peak_value: learning rate at which the ramp ends; a (traced) array will do.
-      warmup_steps: updates in the ramp, from 0. With 0 the result equals `after`.
-      after: schedule that follows; its step 0 is the step numbered `warmup_steps` of training. It
-        should start at `peak_value`. `None` holds `peak_value`.
-      skip_init: whether the first update is made one increment above `init_value`.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      init_value: learning rate at the start of the ramp.
+      peak_value: learning rate at the end of the ramp.
+      warmup_steps: number of updates in the ramp.
+      after: schedule after the ramp; None holds `peak_value`.
+      skip_init: flag that starts the ramp one increment above `init_value`.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -139,34 +118,28 @@ def gradual_warmup_scheduler(
     *,
     dtype: DTypeLike = jnp.float32,
 ) -> Schedule:
-    r"""Gradual warmup with the arguments of PyTorch's GradualWarmupScheduler.
+    """Gradual warmup with the arguments of PyTorch's GradualWarmupScheduler.
 
-    .. math::
-      \eta_t = \begin{cases}
-        \eta \, t / W & t < W,\; m = 1 \\
-        \eta \, ((m - 1) \, t / W + 1) & t < W,\; m > 1 \\
-        f(t - W) & t \geq W
-      \end{cases}
+    The learning rate of update t is::
 
-    where :math:`t` counts updates from 0, :math:`\eta` is `base_value`, :math:`m` is `multiplier`,
-    :math:`W` is `total_steps` and :math:`f` is `after`. The values are those of the PyTorch class,
-    which calls t an epoch, but for one: in the step after the warmup that class returns a stale,
-    unscaled rate, where this schedule goes on with `after`.
+      base_value * t / total_steps                             during a warmup with multiplier 1
+      base_value * ((multiplier - 1) * t / total_steps + 1)    during a warmup with a larger one
+      after(t - total_steps)                                   otherwise
+
+    The values are those of the PyTorch class, which calls t an epoch, with one exception: at
+    t = total_steps + 1 the class returns a stale rate, this schedule `after(1)`.
 
     Args:
-      base_value: learning rate of the optimizer; finite and not negative. A (traced) array will do.
-      multiplier: 1 warms up from 0 to `base_value`; more than 1 from `base_value` to
-        `multiplier * base_value`; less is an error.
-      total_steps: updates in the ramp, from 0. With 0 the result equals `after`.
-      after: schedule that follows; its step 0 is step `total_steps` of training, and its values are
-        taken as they are: give it the peak, `multiplier * base_value`. `None` holds the peak.
-      dtype: float type of the values; float32, or float64 where `jax_enable_x64` is on.
+      base_value: learning rate of the optimizer.
+      multiplier: ratio of the peak to `base_value`. 1 warms up from 0 to `base_value`, more than 1
+        from `base_value` to `multiplier * base_value`; less is an error.
+      total_steps: number of updates in the ramp.
+      after: schedule after the ramp, not multiplied, so it should start at the peak; None holds the
+        peak.
+      dtype: float type of the learning rates.
 
     Returns:
-      A function from the number of updates made so far to the learning rate of the next one.
-
-    Raises:
-      ValueError: if an argument is outside its range.
+      An optax schedule; the docstring of `optax_warmup` lists the conventions.
 
     Examples:
       >>> import optax_warmup as ow
@@ -187,14 +160,42 @@ def gradual_warmup_scheduler(
     return gradual_warmup(init, peak, steps, after, dtype=dtype)
 
 
+def join(
+    before: optax.Schedule, warmup_steps: int, after: optax.Schedule, dtype: np.dtype[Any]
+) -> Schedule:
+    """`before` for `warmup_steps` updates, then `after` from its step 0."""
+    tail = follow(after, dtype)
+    if warmup_steps == 0:
+        return tail
+    return sequence([before, tail], [warmup_steps])
+
+
+def sequence(schedules: Sequence[optax.Schedule], boundaries: Sequence[int]) -> Schedule:
+    """`optax.join_schedules` for counts of any integer type."""
+    joined = optax.join_schedules(schedules, boundaries)
+    return lambda count: jnp.asarray(joined(_wide(count)))
+
+
+def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Schedule:
+    """`schedule` in `dtype`, for counts of any integer type; negative ones count as 0."""
+
+    def tail(count: ArrayLike) -> jax.Array:
+        # Optax's schedules mix int32 counts with Python floats, which is an error under strict
+        # promotion. The type of the result is set here in any case.
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(schedule(_from_zero(count)), dtype)
+
+    return tail
+
+
 def _line(
     init: _checks.Rate, peak: _checks.Rate, steps: int, offset: int, dtype: np.dtype[Any]
 ) -> Schedule:
     if steps == 0:
         return lambda count: _checks.constant(peak, dtype)
-    # Dividing in float64, here, leaves one rounding in the slope and none in t. Optax's form,
-    # (init - peak) * (1 - t / W) + peak, cancels where init is small: for 0 to 1 over 1e6 steps it
-    # is 1 % off at t = 1. With traced ends there is no float64 and the slope is rounded twice.
+    # The division in float64 leaves one rounding in the slope and none in t. Optax's form,
+    # (init - peak) * (1 - t / W) + peak, cancels if init is small: from 0 to 1 over 1e6 steps it is
+    # 1 % off at t = 1. Traced values are divided in `dtype`, so their slope is rounded twice.
     slope = _checks.constant((peak - init) / steps, dtype)
     start, top = _checks.constant(init, dtype), _checks.constant(peak, dtype)
 
@@ -208,39 +209,10 @@ def _line(
     return line
 
 
-def join(
-    before: optax.Schedule, warmup_steps: int, after: optax.Schedule, dtype: np.dtype[Any]
-) -> Schedule:
-    """`before` for `warmup_steps` updates, then `after` from its step 0."""
-    tail = follow(after, dtype)
-    if warmup_steps == 0:
-        return tail
-    return sequence([before, tail], [warmup_steps])
-
-
-def sequence(schedules: Sequence[optax.Schedule], boundaries: Sequence[int]) -> Schedule:
-    """`optax.join_schedules`, for any kind of count."""
-    joined = optax.join_schedules(schedules, boundaries)
-    return lambda count: jnp.asarray(joined(_wide(count)))
-
-
-def follow(schedule: optax.Schedule, dtype: np.dtype[Any]) -> Schedule:
-    """Any schedule, made fit to be joined: for any count, of one type, without promotion errors."""
-
-    def tail(count: ArrayLike) -> jax.Array:
-        # Optax's own schedules mix int32 counts with Python floats, which a program under strict
-        # promotion must not do. The result gets its type here anyhow.
-        with jax.numpy_dtype_promotion("standard"):
-            return jnp.asarray(schedule(_from_zero(count)), dtype)
-
-    return tail
-
-
 def _from_zero(count: ArrayLike) -> ArrayLike:
-    # During a warmup `join_schedules` asks what follows for negative steps too. It drops the
-    # answers, but a NaN among them (a square root, a power) would still poison the gradients.
-    # Python's and NumPy's integers stay what they are: optax's values differ with the kind of the
-    # count, in the last bit.
+    # During a warmup `join_schedules` also evaluates the next schedule, at negative steps. It drops
+    # these values, but a NaN among them (from a square root or a power) would reach the gradient.
+    # Python and NumPy integers keep their type: optax's values depend on it in the last bit.
     if isinstance(count, int | float):
         return max(count, 0)
     return (jnp if isinstance(count, jax.Array) else np).maximum(_wide(count), 0)

@@ -1,4 +1,4 @@
-"""What the library's tests share: the distance of a float from the truth, and the search for it."""
+"""Fixtures and settings of the library's tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-# It needs the packages whose rates it records.
+# The script imports packages that are not installed here.
 collect_ignore = ["golden/record.py"]
 
-# Compilation makes the first example slow, and a search that differs from run to run would make
-# an unrelated change fail.
+# Compilation makes the first example slow. With random examples, unrelated changes could fail.
 hypothesis.settings.register_profile("library", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("library")
 
@@ -30,13 +29,13 @@ def _ulps(got: Any, exact: Any) -> float:
 
 @pytest.fixture(scope="session")
 def ulps() -> Callable[[Any, Any], float]:
-    """The largest distance of float32 values from the truth, in float32's spacing there."""
+    """Function that returns the largest error of float32 values in ulps."""
     return _ulps
 
 
 @pytest.fixture(scope="session")
 def x64() -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """JAX's 64-bit types for the length of a `with` block."""
+    """Context manager that enables 64-bit types in JAX."""
     if hasattr(jax, "enable_x64"):
         return lambda: jax.enable_x64(True)
     from jax.experimental import enable_x64  # pyright: ignore  # until JAX 0.8
@@ -46,6 +45,6 @@ def x64() -> Callable[[], contextlib.AbstractContextManager[Any]]:
 
 @pytest.fixture
 def standard_promotion() -> Iterator[None]:
-    """For tests with code of optax that mixes types which strict promotion keeps apart."""
+    """Standard type promotion, for tests with code of optax that mixes types."""
     with jax.numpy_dtype_promotion("standard"):
         yield

@@ -1,4 +1,4 @@
-"""The cheap half of `benchmarks/schedule.py`: instructions, and a million steps in one call."""
+"""Cost of schedules, with the fast part of `benchmarks/schedule.py`."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def benchmark():
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", ["warmup, hold", "warmup, piecewise", "warmup, cosine"])
-def test_no_more_instructions_than_the_same_in_optax(benchmark, name):
+def test_schedules_need_no_more_instructions_than_those_of_optax(benchmark, name):
     ours, theirs = benchmark.PAIRS[name]
     counts = [benchmark.instructions(schedule) for schedule in (ours, theirs)]
     assert 3 <= counts[0] <= counts[1]

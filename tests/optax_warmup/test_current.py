@@ -1,6 +1,6 @@
-"""`current_learning_rate` against the step that was really made, in every kind of state."""
+"""`current_learning_rate` compared with the applied update, for all kinds of states."""
 
-# Optax types its states as any tree, and bad arguments are meant to be bad.
+# Optax types its states as arbitrary trees, and some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 import jax
@@ -42,7 +42,7 @@ OPTIMIZERS = {
 
 
 def run(optimizer, number, **extra):
-    """After each update: the rate found, and the step that was made from a gradient of 1."""
+    """State and step size after each update with a gradient of 1."""
     optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(PARAMS)
     for _ in range(number):
@@ -53,7 +53,7 @@ def run(optimizer, number, **extra):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_it_is_the_rate_of_the_last_update(name):
+def test_current_learning_rate_is_that_of_the_last_update(name):
     assert ow.current_learning_rate(OPTIMIZERS[name].init(PARAMS)) == RATES[0]
     for (state, moved), expected in zip(run(OPTIMIZERS[name], 6), RATES, strict=True):
         got = ow.current_learning_rate(state)
@@ -79,8 +79,8 @@ def test_from_a_count_and_the_schedule():
 
 
 @needs_standard
-def test_accumulation_shows_the_last_real_update():
-    """With 3 mini-steps an update: the rate stays until the next update is made."""
+def test_accumulation_gives_the_rate_of_the_last_update():
+    """With 3 mini-steps per update, the rate changes only with the update."""
     optimizer = optax.MultiSteps(sgd(), every_k_schedule=3)
     state, found = optimizer.init(PARAMS), []
     for _ in range(7):
@@ -91,7 +91,7 @@ def test_accumulation_shows_the_last_real_update():
 
 @needs_standard
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_scale_of_a_plateau_is_multiplied_in(order):
+def test_the_scale_of_reduce_on_plateau_is_multiplied_in(order):
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=2)
     optimizer = optax.chain(*[sgd(0.5), plateau][::order])
     found = [(float(ow.current_learning_rate(s)), moved) for s, moved in run(optimizer, 6)]
@@ -100,7 +100,7 @@ def test_the_scale_of_a_plateau_is_multiplied_in(order):
 
 
 @needs_standard
-def test_a_plateau_inside_the_injection():
+def test_reduce_on_plateau_inside_inject_hyperparams():
     def factory(learning_rate):
         plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=2)
         return optax.chain(optax.sgd(learning_rate), plateau)
@@ -110,8 +110,8 @@ def test_a_plateau_inside_the_injection():
         assert float(ow.current_learning_rate(state)) == moved
 
 
-def test_groups_with_rates_of_their_own():
-    """Two rates are an error that names both places; one group's state gives that group's rate."""
+def test_several_groups_with_different_rates():
+    """Two rates are an error that names both groups; the state of one group gives its rate."""
     optimizer = optax.partition({"x": sgd(0.5), "y": sgd(0.25)}, {"a": "x", "b": "y"})
     *_, (state, _) = run(optimizer, 2)
     with pytest.raises(ValueError, match=r"must hold one learning rate, got 2: .*'x'.*'y'"):
@@ -123,19 +123,19 @@ def test_groups_with_rates_of_their_own():
 
 
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.adam(SCHEDULE), optax.identity()])
-def test_no_rate_to_find(optimizer):
+def test_states_without_a_rate(optimizer):
     with pytest.raises(
-        ValueError, match="opt_state holds no learning rate: make the optimizer with"
+        ValueError, match="opt_state must hold a learning rate: create the optimizer with"
     ):
         ow.current_learning_rate(optimizer.init(PARAMS))
 
 
-def test_parameters_are_not_taken_for_rates():
-    """Moments have the names of the parameters, and those can be anything."""
+def test_parameters_are_not_mistaken_for_rates():
+    """Moments have the names of the parameters, which may be `learning_rate`."""
     params = {"learning_rate": jnp.ones(3), "hyperparams": {"learning_rate": jnp.ones(2)}}
     state = sgd(0.5).init(params)
     assert ow.current_learning_rate(state) == 0.5
-    with pytest.raises(ValueError, match="no learning rate"):
+    with pytest.raises(ValueError, match="must hold a learning rate"):
         ow.current_learning_rate(optax.adam(0.1).init(params))
 
 
@@ -144,8 +144,8 @@ def test_hyperparameters_without_a_rate():
     assert ow.current_learning_rate(optimizer.init(PARAMS)) == RATES[0]
 
 
-def test_inside_an_optimizer_of_flax():
-    """Flax NNX keeps each leaf of the state in an object of its own."""
+def test_inside_a_flax_optimizer():
+    """Flax NNX wraps each leaf of the state in its own object."""
     nnx = pytest.importorskip("flax.nnx")
     for transformation in (sgd(), ow.warmup_then_plateau(0.125, 1.125, 4)):
         model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))

@@ -1,6 +1,6 @@
-"""Decays of this library, and what their boundaries count from."""
+"""Decays, and the step from which their boundaries count."""
 
-# Bad arguments are meant to be bad.
+# Some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 
 import jax
@@ -25,7 +25,7 @@ def near(*places: int) -> np.ndarray:
 
 @given(peaks, lengths, st.lists(st.integers(0, 10**8), unique=True, max_size=4), st.data())
 def test_piecewise_decay_to_four_ulps(ulps, peak, steps, gaps, data):
-    """Boundaries count from the start of training, whatever the warmup."""
+    """Boundaries count from the start of training for every warmup."""
     boundaries = [steps + gap for gap in sorted(gaps)]
     scales = data.draw(st.lists(st.floats(0.01, 1), min_size=len(gaps), max_size=len(gaps)))
     t = near(steps, *boundaries)
@@ -54,7 +54,7 @@ def test_piecewise_decay_of_the_paper():
     np.testing.assert_allclose([schedule(t) for t in at], list(at.values()), rtol=3e-7)
 
 
-def test_a_boundary_may_meet_the_end_of_the_warmup():
+def test_a_boundary_at_the_end_of_the_warmup():
     schedule = ow.warmup_piecewise_decay(0.1, 1.0, 5, {5: 0.5})
     np.testing.assert_allclose([schedule(4), schedule(5)], [0.82, 0.5], rtol=2e-7)
 
@@ -62,7 +62,7 @@ def test_a_boundary_may_meet_the_end_of_the_warmup():
 @pytest.mark.parametrize(
     ("scales", "message"),
     [
-        ({4: 0.1}, "boundaries_and_scales must be at least 5, where the warmup ends, got .4."),
+        ({4: 0.1}, "boundaries_and_scales must be at least 5, the end of the warmup, got .4."),
         ({30: 0.1, 20: 0.1}, "boundaries_and_scales must increase, without repeats, got"),
         ({30.0: 0.1}, r"boundaries_and_scales\[0\] must be an integer from 0 .*, got 30\.0"),
         ({-30: 0.1}, r"boundaries_and_scales\[0\] must be an integer from 0 .*, got -30"),
@@ -78,7 +78,7 @@ def test_bad_boundaries(scales, message):
 
 
 @given(st.lists(st.integers(1, LAST_STEP), unique=True, max_size=6), st.data())
-def test_piecewise_values_hold_from_their_boundary_on(boundaries, data):
+def test_piecewise_values_change_at_their_boundaries(boundaries, data):
     boundaries = sorted(boundaries)
     values = data.draw(st.lists(peaks, min_size=len(boundaries) + 1, max_size=len(boundaries) + 1))
     t = near(*boundaries)
@@ -90,8 +90,8 @@ def test_piecewise_values_hold_from_their_boundary_on(boundaries, data):
 @pytest.mark.parametrize(
     ("values", "boundaries", "message"),
     [
-        ([1.0, 0.1], [], "values must be one more than boundaries, got 2 values and 0 boundaries"),
-        ([1.0], [5, 9], "values must be one more than boundaries, got 1 values and 2 boundaries"),
+        ([1.0, 0.1], [], "values must have one entry more than boundaries, got 2 values and 0"),
+        ([1.0], [5, 9], "values must have one entry more than boundaries, got 1 values and 2"),
         ([1.0, 0.1, 0.2], [9, 5], "boundaries must increase, without repeats, got .9, 5."),
         ([1.0, 0.1, 0.2], [5, 5], "boundaries must increase, without repeats, got .5, 5."),
         ([1.0, 0.1], [0], "boundaries must be at least 1, the second step, got .0."),
@@ -131,14 +131,14 @@ def test_warmup_stable_decay(decay, warmup, stable, length, end):
     x = np.clip((t.astype(np.float64) - warmup - stable) / length, 0, 1)
     exact = np.where(t < warmup, 2.0 * t / max(warmup, 1), end + (2.0 - end) * SHAPES[decay](x))
     schedule = ow.warmup_stable_decay(0.0, 2.0, warmup, stable, length, end, decay=decay)
-    # Optax's linear and cosine decays are as exact at their end as at their start, no more.
+    # The absolute error of optax's linear and cosine decays is constant, so it is relative to top.
     np.testing.assert_allclose(schedule(t), exact, rtol=4e-7, atol=0 if decay == "sqrt" else 4e-7)
     assert schedule(warmup) == 2.0
     np.testing.assert_allclose(schedule(warmup + stable + length), end, rtol=1e-7, atol=1e-7)
 
 
-def test_last_update_of_a_run_is_one_step_short_of_the_end():
-    """A run of W + S + D updates makes its last one at x = 1 - 1/D."""
+def test_the_last_update_is_one_step_before_end_value():
+    """The last of W + S + D updates uses x = 1 - 1/D."""
     schedule = ow.warmup_stable_decay(0.0, 1.0, 4, 10, 4)
     np.testing.assert_allclose([schedule(17), schedule(18)], [0.25, 0.0], rtol=1e-6)
 
@@ -165,7 +165,7 @@ def test_bad_stable_decay(changed, message):
         ow.warmup_stable_decay(**(arguments | changed))
 
 
-def test_a_cosine_from_a_traced_peak_is_refused():
-    with pytest.raises(ValueError, match="peak_value must be known where decay is 'cosine'"):
+def test_a_cosine_decay_rejects_a_traced_peak():
+    with pytest.raises(ValueError, match="peak_value must be a number if decay is 'cosine'"):
         jax.grad(lambda p: ow.warmup_stable_decay(0.0, p, 4, 10, 4, decay="cosine")(15))(1.0)
     assert jnp.isfinite(jax.grad(lambda p: ow.warmup_stable_decay(0.0, p, 4, 10, 4)(15))(1.0))

@@ -1,4 +1,4 @@
-"""What the package shows to the outside, and what it takes from there."""
+"""Public names, docstrings and imports of the package."""
 
 import ast
 import inspect
@@ -21,6 +21,7 @@ PUBLIC = {
     "constant_warmup",
     "current_learning_rate",
     "damped_warmup",
+    "epochs_to_steps",
     "exponential_damping",
     "exponential_warmup",
     "folded_momentum",
@@ -50,7 +51,7 @@ def test_exported_names():
 @pytest.mark.parametrize("name", sorted(PUBLIC - STATES))
 def test_docstrings_have_every_part_in_order(name):
     text = inspect.getdoc(getattr(ow, name)) or ""
-    parts = ["Args:", "Returns:", "Raises:", "Examples:", "Source:"]
+    parts = ["Args:", "Returns:", "Examples:", "Source:"]
     if inspect.isclass(getattr(ow, name)):
         parts.remove("Returns:")
     places = [text.find(f"\n{part}\n") for part in parts]
@@ -61,9 +62,24 @@ def test_docstrings_have_every_part_in_order(name):
         assert re.search(rf"^  {argument}: ", text, re.MULTILINE), argument
 
 
+@pytest.mark.parametrize(
+    "argument", ["init_value", "peak_value", "warmup_steps", "after", "skip_init", "dtype"]
+)
+def test_the_package_describes_the_arguments_of_all_schedules(argument):
+    assert re.search(rf"^- .*`{argument}\b", ow.__doc__ or "", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+def test_docstrings_are_sentences_or_noun_phrases(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = (ast.get_docstring(node) or "").partition(" ")[0]
+            assert first not in {"Of", "Whose", "Where", "As", "To", "What", "How"}, node
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
 def test_imports_only_jax_optax_numpy(path):
-    """Matplotlib alone may be imported too, inside the function that draws."""
+    """Functions may also import matplotlib."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     allowed = {"jax", "optax", "numpy", "optax_warmup", *sys.stdlib_module_names}
@@ -85,9 +101,10 @@ def roots(nodes):
 
 
 def test_imports_run_one_way():
-    """Each module imports only modules that stand before it."""
-    first = ["_checks", "_json", "_scaling", "_warmup", "_ramps", "_decay", "_recipe", "_phases"]
-    order = [*first, "_plateau", "_momentum", "_current", "__init__", "_preview", "__main__"]
+    """Each module imports only modules before it in this order."""
+    order = ["_checks", "_json", "_epochs", "_table", "_scaling", "_warmup", "_ramps", "_decay"]
+    order += ["_recipe", "_phase", "_phases", "_updates", "_momentum", "_plateau", "_current"]
+    order += ["__init__", "_preview", "__main__"]
     assert {path.stem for path in PACKAGE.glob("*.py")} == set(order)
     for place, name in enumerate(order):
         if name == "__init__":
@@ -104,7 +121,7 @@ def test_imports_run_one_way():
 
 
 def test_import_is_light_and_starts_no_backend():
-    """Neither a plotting library nor a device is touched by importing."""
+    """Importing the package loads no plotting library and starts no device."""
     code = (
         "import sys, optax_warmup; from jax._src import xla_bridge as x;"
         "assert not x._backends, x._backends;"

@@ -1,4 +1,4 @@
-"""The followers in `docs/schedules.md`: their code starts at the peak and ends as it says."""
+"""Table of decays in `docs/schedules.md`: first and last learning rate of each."""
 
 import math
 import re
@@ -12,7 +12,7 @@ import pytest
 import optax_warmup as ow
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text(encoding="utf-8")
-TABLE = DOCUMENT.partition("## What follows")[2].partition("## Numbers")[0]
+TABLE = DOCUMENT.partition("## Decays")[2].partition("## Epochs")[0]
 ROWS = re.findall(r"^\| ([^|`]+) \| `([^`]+)` \| `([^`]+)` \|$", TABLE, re.MULTILINE)
 WARMUP, D = 7, 100
 NAMES = {"lr": 3.2, "end": 0.1, "D": D, "power": 2.0, "rate": 0.5}
@@ -31,12 +31,12 @@ def test_first_and_last_update_after_the_warmup(name, code, last):
     # Optax's linear form, (peak - end) + end, may round the peak itself.
     np.testing.assert_allclose(schedule(WARMUP), 3.2, rtol=1e-7, err_msg=name)
     expected = eval(last, {"__builtins__": {}, **MATHS, **NAMES})
-    # Optax's decays cancel near their end, where 1e-6 of the peak is what is left.
+    # Optax's decays cancel near their end and leave an error of about 1e-6.
     np.testing.assert_allclose(schedule(WARMUP + D - 1), expected, rtol=1e-6, atol=1e-6)
     assert schedule(jnp.int32(2**31 - 1)) >= 0
 
 
-def test_one_step_less_ends_at_the_end():
+def test_one_decay_step_less_ends_at_end_value():
     schedule = ow.gradual_warmup(0.1, 3.2, WARMUP, optax.linear_schedule(3.2, 0.0, D - 1))
     assert schedule(WARMUP + D - 1) == 0.0
     assert schedule(WARMUP + D - 2) > 0.0

@@ -1,7 +1,6 @@
-"""Parity with other packages: their recorded rates against the code in `docs/coming-from.md`.
+"""Parity of the code in `docs/coming-from.md` with the learning rates of other packages.
 
-The rows of the document are what is run, so a reader gets what is tested. The rates were recorded
-by `golden/record.py` from the real packages.
+The tests run the rows of the document. `golden/record.py` recorded the rates.
 """
 
 import functools
@@ -26,14 +25,14 @@ TABLES = [
     json.loads(path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("golden/*.json"))
 ]
 CASES = [(table["package"], case) for table in TABLES for case in table["cases"]]
-# Recorded to show what is wrong there; each has a test of its own below.
+# Recorded to show errors of the package, with separate tests below.
 WRONG = {"WarmupParamScheduler, long run", "ReduceLROnPlateau"}
 WRONG |= {row for _, c in CASES if (row := c["row"]).endswith(", without epoch")}
 ALIKE = [case for _, case in CASES if case["row"] not in WRONG]
 
 
 def schedule_of(case, dtype):
-    """The schedule that the document's row gives for the arguments of a case."""
+    """The schedule of a row of the document, with the arguments of a case."""
 
     def made(function):
         takes = inspect.isfunction(function) and "dtype" in inspect.signature(function).parameters
@@ -56,15 +55,15 @@ def label(case):
 
 @pytest.mark.parametrize("case", ALIKE, ids=label)
 @pytest.mark.usefixtures("standard_promotion")
-def test_rates_of_another_package(case, x64):
-    """To 1e-6 relative in float64, and in float32 to 1e-6 of the peak (half a dozen ulps of it)."""
+def test_rates_equal_those_of_the_other_package(case, x64):
+    """Relative error below 1e-6 in float64, error below 1e-6 of the peak in float32."""
     steps = [t for t in range(len(case["rates"])) if t not in exceptions(case)]
     expected = np.asarray(case["rates"])[steps]
     with x64():
         schedule = schedule_of(case, jnp.float64)
         if ROWS[case["row"]].startswith("ow."):
             assert schedule(0).dtype == jnp.float64
-        # Rates below the 12th digit of the peak are rounding errors of the other package's own.
+        # Rates below 1e-12 of the peak are rounding errors of the other package.
         small = 1e-12 * expected.max()
         np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-6, atol=small)
     narrow = jax.vmap(schedule_of(case, jnp.float32))(jnp.asarray(steps))
@@ -79,7 +78,7 @@ def test_every_row_is_tested_and_every_case_has_a_row():
 
 @pytest.mark.parametrize("case", [c for c in ALIKE if exceptions(c)], ids=label)
 def test_the_stale_rate_after_gradual_warmup_scheduler(case):
-    """At W + 1 the class asks a schedule that was not stepped yet; ours is one step into it."""
+    """At W + 1 the class reads a schedule that it has not stepped yet."""
     after = case["arguments"]["W"] + 1
     ours = float(schedule_of(case, jnp.float32)(after))
     if "Cosine" in case["row"]:
@@ -94,7 +93,7 @@ def test_the_stale_rate_after_gradual_warmup_scheduler(case):
     "case", [c for _, c in CASES if c["row"].endswith(", StepLR, without epoch")], ids=label
 )
 def test_gradual_warmup_scheduler_without_epoch_is_late(case):
-    """Stepped without the epoch, the class decays one step after its own documented clock."""
+    """Stepped without an epoch, the class decays one step later than it documents."""
     late = {**case, "row": case["row"].removesuffix(", without epoch")}
     ours = jax.vmap(schedule_of(late, jnp.float32))(jnp.arange(25))
     W = case["arguments"]["W"]  # noqa: N806
@@ -103,7 +102,7 @@ def test_gradual_warmup_scheduler_without_epoch_is_late(case):
 
 
 def test_fvcore_decays_early_in_a_long_run():
-    """It adds a millionth of the run to its clock; the milestone is the first step at a tenth."""
+    """Fvcore adds a millionth of the run to its clock, so it decays before the milestone."""
     (case,) = [c for _, c in CASES if c["row"] == "WarmupParamScheduler, long run"]
     (milestone,), steps = case["arguments"]["milestones"], case["arguments"]["steps"]
     theirs = dict(zip(steps, case["rates"], strict=True))
@@ -117,7 +116,7 @@ def test_fvcore_decays_early_in_a_long_run():
 @pytest.mark.parametrize(
     "case", [c for _, c in CASES if c["row"] == "ReduceLROnPlateau"], ids=label
 )
-def test_plateau_of_pytorch(case):
+def test_reduce_on_plateau_of_pytorch(case):
     optimizer = schedule_of(case, jnp.float32)
     state, rates = optimizer.init(jnp.float32(0)), []
     for metric in case["arguments"]["metrics"]:

@@ -1,6 +1,6 @@
-"""Folded momentum: equation 10 with its correction is equation 9, and without it is not."""
+"""Folded momentum: equation 9 with the correction, equation 10 without it."""
 
-# Optax types its states as any tree, and bad arguments are meant to be bad.
+# Optax types its states as arbitrary trees, and some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 import jax
@@ -30,7 +30,7 @@ gradient_lists = st.lists(st.floats(-2, 2, width=32), min_size=3, max_size=20)
 
 
 @given(gradient_lists, st.floats(0, 0.95), st.booleans())
-def test_corrected_it_is_optax_sgd(gradients, momentum, nesterov):
+def test_corrected_momentum_equals_optax_sgd(gradients, momentum, nesterov):
     ours = ow.folded_momentum(SCHEDULE, momentum, nesterov=nesterov)
     theirs = optax.sgd(SCHEDULE, momentum, nesterov=nesterov)
     np.testing.assert_allclose(
@@ -39,7 +39,7 @@ def test_corrected_it_is_optax_sgd(gradients, momentum, nesterov):
 
 
 @given(gradient_lists)
-def test_uncorrected_it_is_equation_10(gradients):
+def test_uncorrected_momentum_is_equation_10(gradients):
     velocity, weight, expected = 0.0, 0.0, []
     for t, gradient in enumerate(gradients):
         velocity = 0.9 * velocity + float(SCHEDULE(t)) * gradient
@@ -50,7 +50,7 @@ def test_uncorrected_it_is_equation_10(gradients):
 
 
 def test_the_correction_matters_after_a_drop():
-    """Section 3, remark 2: what is left of the large steps must shrink with the rate."""
+    """Section 3, remark 2: the velocity must shrink with the learning rate."""
     drop = ow.piecewise_values([1.0, 0.1], [1])
     plain = positions(ow.folded_momentum(drop, 0.9, correct=False), [1.0, 1.0])
     corrected = positions(ow.folded_momentum(drop, 0.9), [1.0, 1.0])
@@ -58,8 +58,8 @@ def test_the_correction_matters_after_a_drop():
     np.testing.assert_allclose(corrected[1] - corrected[0], -(0.9 * 0.1 + 0.1), rtol=1e-6)
 
 
-def test_a_rate_of_zero_forgets_but_never_divides():
-    """Where equation 9 would keep the gradient of the first update; see the docstring."""
+def test_a_rate_of_zero_resets_the_velocity():
+    """Equation 9 would keep the gradient of the first update; see the docstring."""
     ramp = ow.gradual_warmup(0.0, 1.0, 2)
     got = positions(ow.folded_momentum(ramp, 0.5), [1.0, 1.0, 1.0])
     np.testing.assert_allclose(got, [0.0, -0.5, -0.5 - (0.5 * 2 * 0.5 + 1.0)], rtol=1e-6)
@@ -79,7 +79,7 @@ def test_types_and_jit(dtype):
     assert step._cache_size() == 1
 
 
-def test_donating_the_state_leaves_the_rate_alone():
+def test_donating_the_state_keeps_the_constant_of_the_schedule():
     rate = jnp.float32(0.5)
     optimizer = ow.folded_momentum(optax.constant_schedule(rate))
     step = jax.jit(lambda s: optimizer.update(jnp.float32(1.0), s)[1], donate_argnums=0)

@@ -1,6 +1,6 @@
-"""Warmup, then plateau: against a plain Python account of the rule, and against optax's own."""
+"""Warmup, then plateau: compared with the rule in plain Python and with optax."""
 
-# Optax types its states as any tree, and bad arguments are meant to be bad.
+# Optax types its states as arbitrary trees, and some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 import functools
@@ -18,7 +18,7 @@ import optax_warmup as ow
 
 def account(values, *, warmup=0, factor=0.1, patience=10, rtol=1e-4, atol=0.0, cooldown=0, size=1,
             lowest=0.0, sign=1):  # fmt: skip
-    """The rate of every update, in Python floats, from a warmup 0.5 to 1."""
+    """Learning rate of each update, in Python floats, with a warmup from 0.5 to 1."""
     best, idle, cool, scale, window = None, 0, 0, 1.0, []
     for t, value in enumerate(values):
         if t < warmup:
@@ -45,12 +45,12 @@ def rates(optimizer, values):
 
     state = optimizer.init(jnp.float32(0.0))
     _, (got, updates) = jax.lax.scan(step, state, jnp.asarray(values, jnp.float32))
-    np.testing.assert_array_equal(updates, -got)  # the rate that is read is the one applied
+    np.testing.assert_array_equal(updates, -got)  # the rate in the state is the applied one
     return got
 
 
 needs_standard = pytest.mark.usefixtures("standard_promotion")
-# Quarters, so that means and margins of windows are exact in float32.
+# Multiples of 1/4, so that means and margins of windows are exact in float32.
 metrics = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=1, max_size=40)
 
 
@@ -63,7 +63,7 @@ metrics = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=1, max_si
     st.sampled_from([(0.0, 0.125), (0.5, 0.0), (0.0, 0.0)]),
     st.booleans(),
 )
-def test_rule_at_every_step(values, warmup, patience, cooldown, size, margins, maximize):
+def test_rates_at_every_step(values, warmup, patience, cooldown, size, margins, maximize):
     rule = {"patience": patience, "cooldown": cooldown, "rtol": margins[0], "atol": margins[1]}
     optimizer = ow.warmup_then_plateau(
         0.5,
@@ -90,7 +90,7 @@ def reduce_on_plateau(patience):
 
 @needs_standard
 @given(st.lists(st.floats(0.5, 4, width=32), min_size=5, max_size=30), st.integers(1, 3))
-def test_like_optax_for_positive_values(values, patience):
+def test_reductions_equal_those_of_optax_for_positive_values(values, patience):
     """After the warmup the scale is that of `optax.contrib.reduce_on_plateau`."""
     state, step = reduce_on_plateau(patience)
     expected = []
@@ -102,8 +102,8 @@ def test_like_optax_for_positive_values(values, patience):
 
 
 @needs_standard
-def test_a_standing_negative_metric_is_a_plateau():
-    """Where optax's rule sees an improvement at each step, so that the rate is never reduced."""
+def test_a_constant_negative_metric_is_a_plateau():
+    """Optax counts every step as an improvement and never reduces the rate."""
     theirs = optax.contrib.reduce_on_plateau(factor=0.5, patience=3)
     state = theirs.init(jnp.float32(0.0))
     for _ in range(20):
@@ -113,8 +113,8 @@ def test_a_standing_negative_metric_is_a_plateau():
     np.testing.assert_array_equal(got[:7], [1, 1, 1, 0.5, 0.5, 0.5, 0.25])
 
 
-def test_the_warmup_counts_for_nothing():
-    """A warmup of bad values, far longer than the patience, reduces nothing and sets no best."""
+def test_values_during_the_warmup_are_ignored():
+    """Values in a warmup longer than the patience cause no reduction and set no best value."""
     optimizer = ow.warmup_then_plateau(0.5, 1.0, 50, factor=0.5, patience=2)
     got = rates(optimizer, [0.0] * 50 + [5.0, 4.0, 3.0, 3.0, 3.0])
     np.testing.assert_allclose(got[:50], 0.5 + 0.5 * np.arange(50) / 50, rtol=2e-7)
@@ -122,7 +122,7 @@ def test_the_warmup_counts_for_nothing():
 
 
 def test_a_window_counts_by_its_mean():
-    """Means 3, 2, 3: the second is an improvement though its last value is the worst of all."""
+    """Means 3, 2, 3: the second improves, although it ends with the worst value."""
     optimizer = ow.warmup_then_plateau(
         0.5, 1.0, 0, factor=0.5, patience=1, accumulation_size=3, rtol=0.0
     )
@@ -131,7 +131,7 @@ def test_a_window_counts_by_its_mean():
 
 
 @pytest.mark.parametrize("maximize", [False, True])
-def test_which_way_is_better(maximize):
+def test_maximize_reverses_the_comparison(maximize):
     optimizer = ow.warmup_then_plateau(0.5, 1.0, 0, factor=0.5, patience=2, maximize=maximize)
     rising, falling = (rates(optimizer, [s * v for v in (1.0, 2.0, 3.0)]) for s in (1, -1))
     better, worse = (rising, falling) if maximize else (falling, rising)
@@ -140,13 +140,13 @@ def test_which_way_is_better(maximize):
 
 
 @pytest.mark.parametrize("value", [1e30, -1e30])
-def test_the_first_value_is_the_best_whatever_it_is(value):
+def test_every_first_value_is_the_best(value):
     for maximize in (False, True):
         optimizer = ow.warmup_then_plateau(0.5, 1.0, 0, factor=0.5, patience=2, maximize=maximize)
         np.testing.assert_array_equal(rates(optimizer, [value] * 3), [1, 1, 0.5])
 
 
-def test_nan_is_no_improvement():
+def test_nan_is_not_an_improvement():
     optimizer = ow.warmup_then_plateau(0.5, 1.0, 0, factor=0.5, patience=2)
     np.testing.assert_array_equal(rates(optimizer, [1.0, np.nan, np.nan, 0.5]), [1, 1, 0.5, 0.5])
 
@@ -158,14 +158,14 @@ def test_the_rate_is_never_below_its_minimum():
     )
 
 
-def test_no_minimum_disturbs_the_warmup():
-    """A minimum may lie above the start of the ramp: it limits the reductions only."""
+def test_min_value_does_not_change_the_warmup():
+    """The minimum may be above the start of the ramp: it only limits reductions."""
     optimizer = ow.warmup_then_plateau(0.0, 1.0, 4, min_value=0.5)
     np.testing.assert_array_equal(rates(optimizer, [1.0] * 4), [0, 0.25, 0.5, 0.75])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_updates_keep_their_type_and_the_rate_its_own(dtype):
+def test_updates_and_rate_keep_their_types(dtype):
     optimizer = ow.warmup_then_plateau(0.1, 0.3, 3)
     grads = {"w": jnp.full(3, 3.0, dtype), "none": None}
     state = optimizer.init(grads)
@@ -178,7 +178,7 @@ def test_updates_keep_their_type_and_the_rate_its_own(dtype):
 
 
 def test_state_survives_flattening_and_donation():
-    """What a checkpoint does: leaves to arrays and back; and no buffer is there twice."""
+    """The leaves survive a round trip through arrays, and no two share a buffer."""
     optimizer = ow.warmup_then_plateau(0.5, 1.0, 2, factor=0.5, patience=2)
     values = [3.0, 3.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0]
     expected = rates(optimizer, values)
@@ -200,8 +200,8 @@ def test_state_survives_flattening_and_donation():
     assert step._cache_size() == 1
 
 
-def test_state_through_a_checkpoint_of_orbax(tmp_path):
-    """Saved in the middle of a plateau, restored, and continued as if nothing had been."""
+def test_state_in_an_orbax_checkpoint(tmp_path):
+    """A state restored in the middle of a plateau continues as without interruption."""
     orbax = pytest.importorskip("orbax.checkpoint")
     optimizer = ow.warmup_then_plateau(0.5, 1.0, 2, factor=0.5, patience=3)
     values = [3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0]

@@ -1,6 +1,6 @@
-"""`python -m optax_warmup`: what it prints and writes, and how it says no."""
+"""`python -m optax_warmup`: output, files and error messages."""
 
-# Bad arguments are meant to be bad.
+# Some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 
 import csv
@@ -17,13 +17,13 @@ from optax_warmup import _preview
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
-    # The tests' own backend is in use already; choosing another one is no part of what is tested.
+    # The backend of this process is already in use and cannot be changed.
     monkeypatch.setattr(_preview.jax.config, "update", lambda *_: None)
 
     def run(*words):
         try:
             code = _preview.main(words)
-        except SystemExit as stop:  # argparse's way of ending
+        except SystemExit as stop:  # raised by argparse
             code = stop.code
         return code, *capsys.readouterr()
 
@@ -42,14 +42,14 @@ SMALL = (
 )
 
 
-def test_without_arguments_it_shows_the_paper(cli):
+def test_the_default_is_the_recipe_of_the_paper(cli):
     code, out, err = cli()
     assert (code, err) == (0, "")
     assert ow.LargeMinibatchRecipe(num_examples=1281167, num_workers=256).describe() in out
 
 
 def test_chart_of_one_recipe():
-    """Ten epochs: a ramp to 1 over four, then 1, then 0.5 from epoch 7 on."""
+    """Ten epochs: a ramp to 1 in four epochs, 1 until epoch 7, then 0.5."""
     epochs = np.arange(10.0)
     rates = np.float32([0, 0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5])
     drawn = _preview.chart({"a": (epochs, rates)}, 10, 5, log=False)
@@ -69,21 +69,21 @@ def test_chart_on_a_logarithmic_axis():
     assert [line[11:] for line in drawn.splitlines()[:5]] == ["*", "", " *", "", "  *"]
 
 
-def test_charts_of_equal_curves_show_both():
+def test_a_chart_shows_both_of_two_equal_curves():
     curve = (np.arange(4.0), np.float32([1, 1, 1, 1]))
     drawn = _preview.chart({"one": curve, "two": curve}, 4, 4, log=False)
     assert drawn.splitlines()[0].endswith("|*o*o")
     assert drawn.splitlines()[-2:] == ["           * one", "           o two"]
 
 
-def test_overlay_of_a_change(cli):
+def test_chart_of_a_recipe_and_its_changes(cli):
     code, out, _ = cli(*SMALL, "--vs", "warmup=none", "num-epochs=8.5", "--vs", "warmup=constant")
     assert code == 0
     assert "== warmup=none num-epochs=8.5" in out
     assert "           + warmup=constant" in out
 
 
-def test_csv_has_every_step_to_the_last_bit(cli, tmp_path):
+def test_csv_has_the_exact_rate_of_every_step(cli, tmp_path):
     code, out, _ = cli(*SMALL, "--vs", "warmup=none", "--csv", str(tmp_path / "rates.csv"))
     assert code == 0
     assert f"wrote {tmp_path / 'rates.csv'}" in out
@@ -113,7 +113,7 @@ def test_png(cli, tmp_path):
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_goes_out_and_in(cli, tmp_path):
+def test_json_round_trip(cli, tmp_path):
     code, out, _ = cli(*SMALL, "--json")
     assert code == 0
     assert json.loads(out)["milestones"] == [6, 8]
@@ -133,7 +133,7 @@ def test_json_goes_out_and_in(cli, tmp_path):
         (["--epochs", "3"], "unrecognized arguments: --epochs"),
         (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
         (["--width", "5"], "--width must be from 10 to 500"),
-        (["--vs", "epochs=3"], "--vs must be FIELD=VALUE with a field of num_examples"),
+        (["--vs", "epochs=3"], "--vs must be FIELD=VALUE with FIELD one of num_examples"),
         (["--vs", "warmup"], "--vs must be FIELD=VALUE"),
         (["--vs", "warmup_epochs=99"], "warmup_epochs must be at most num_epochs = 90"),
         (["nowhere.json"], "nowhere.json: No such file or directory"),
@@ -152,7 +152,7 @@ def test_errors_are_one_line_and_exit_2(cli, words, message):
     assert err.count("\n") == 1
 
 
-def test_a_picture_of_no_known_kind(cli):
+def test_an_unknown_picture_format(cli):
     pytest.importorskip("matplotlib")
     code, _, err = cli("--png", "rates.movie")
     assert code == 2
@@ -177,7 +177,7 @@ def test_without_matplotlib(cli, monkeypatch, tmp_path):
 
 
 def test_as_a_command():
-    """In a process of its own, with an encoding that has no Greek letters."""
+    """A separate process, with an output encoding without Greek letters."""
     done = subprocess.run(
         [sys.executable, "-m", "optax_warmup", "--log"],
         capture_output=True,

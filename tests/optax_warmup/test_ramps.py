@@ -1,4 +1,4 @@
-"""Exponential and general ramps, and warmups that multiply."""
+"""Exponential and general ramps, and damped warmups."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def some_steps(length: int, offset: int = 0) -> np.ndarray:
 @example(peak=0.291, ratio=111523.0, steps=559, skip=False, place=451 / 559)
 @example(peak=0.31, ratio=40841.0, steps=41926, skip=False, place=32361 / 41926)
 def test_exponential_warmup_is_geometric_to_four_ulps(ulps, peak, ratio, steps, skip, place):
-    """The examples are where the exponent needs more bits than a float32 has."""
+    """In the examples the exponent needs more bits than a float32 has."""
     init = peak / ratio
     t = np.append(some_steps(steps), np.int32(round(place * steps)))
     share = np.minimum((t.astype(np.float64) + skip) / steps, 1) if steps else np.ones(len(t))
@@ -59,7 +59,7 @@ def test_ramp_warmup_follows_its_curve(curve, peak, share, steps, skip):
     exact = share * peak + (peak - share * peak) * exact_ramp(x)
     got = ow.ramp_warmup(share * peak, peak, steps, ramp, skip_init=skip)(t)
     assert got.dtype == jnp.float32
-    # A cosine near 0 is as inexact as 1 is: the bound is relative to the peak.
+    # A cosine near 0 has the absolute error of one near 1, so the bound is relative to the peak.
     assert np.max(np.abs(np.asarray(got, np.float64) - exact)) <= 3e-7 * peak
 
 
@@ -69,8 +69,8 @@ def test_a_linear_ramp_is_gradual_warmup():
     np.testing.assert_allclose(general(t), ow.gradual_warmup(0.1, 3.2, 13)(t), rtol=3e-7)
 
 
-def test_damped_warmup_leaves_the_clock_of_the_schedule():
-    """As in detectron2 and big_vision: the milestone at 10 stays at 10."""
+def test_damped_warmup_does_not_shift_the_schedule():
+    """The milestone at 10 stays at 10, as in detectron2 and big_vision."""
     decay = optax.piecewise_constant_schedule(2.0, {10: 0.1})
     schedule = ow.damped_warmup(decay, ow.gradual_warmup(0.0, 1.0, 4))
     got = [float(schedule(t)) for t in (0, 2, 4, 9, 10, LAST_STEP)]
@@ -90,14 +90,14 @@ def test_exponential_warmup_needs_a_positive_start(init):
         ow.exponential_warmup(init, 1.0, 10)
 
 
-def test_exponential_warmup_downwards():
+def test_exponential_warmup_must_not_go_down():
     with pytest.raises(ValueError, match=r"init_value must be at most peak_value = 1\.0, got 2\.0"):
         ow.exponential_warmup(2.0, 1.0, 10)
 
 
 @pytest.mark.parametrize("ramp", [lambda x: 1 - x, lambda x: x + 0.5, lambda x: x * jnp.nan])
-def test_ramp_must_lead_from_0_to_1(ramp):
-    with pytest.raises(ValueError, match="ramp must lead from 0 at 0 to 1 at 1, got"):
+def test_ramp_must_go_from_0_to_1(ramp):
+    with pytest.raises(ValueError, match="ramp must be 0 at 0 and 1 at 1, got"):
         ow.ramp_warmup(0.0, 1.0, 10, ramp)
 
 

@@ -1,6 +1,6 @@
-"""The recipe: the paper's numbers, epochs into steps, files, and what it refuses."""
+"""The recipe: numbers of the paper, JSON files and invalid arguments."""
 
-# Bad arguments are meant to be bad.
+# Some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 
 import dataclasses
@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optax_warmup as ow
-from optax_warmup._recipe import steps_in
 
 IMAGENET = {"num_examples": 1281167, "num_workers": 256}
 
 
 def paper(recipe, t):
-    """Section 2 and 5.1 written out, in float64, from the recipe's epochs."""
+    """Learning rate by sections 2 and 5.1 of the paper, in float64."""
     per_epoch = recipe.num_examples // (recipe.num_workers * recipe.batch_size_per_worker)
     size = recipe.num_workers * recipe.batch_size_per_worker
     peak = recipe.base_learning_rate * size / recipe.base_batch_size
@@ -65,7 +64,7 @@ def test_rates_at_every_corner(ulps, workers, per_worker, warmup, warmup_epochs,
     assert schedule(0).dtype == jnp.float32
 
 
-def test_sizes_of_the_paper():
+def test_sizes_and_steps_of_the_paper():
     recipe = ow.LargeMinibatchRecipe(**IMAGENET)
     assert (recipe.batch_size, recipe.steps_per_epoch, recipe.num_steps) == (8192, 156, 14040)
     assert recipe.peak_learning_rate == 3.2
@@ -74,7 +73,7 @@ def test_sizes_of_the_paper():
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(4, "none"), (8, "none"), (9, "gradual")])
-def test_auto_warms_up_only_above_the_reference_minibatch(workers, kind):
+def test_auto_warms_up_only_above_the_base_batch_size(workers, kind):
     recipe = ow.LargeMinibatchRecipe(num_examples=10_000, num_workers=workers)
     assert recipe.resolved_warmup == kind
     first = recipe.base_learning_rate if kind == "gradual" else recipe.peak_learning_rate
@@ -82,16 +81,7 @@ def test_auto_warms_up_only_above_the_reference_minibatch(workers, kind):
     assert (recipe.warmup_steps == 0) == (kind == "none")
 
 
-@pytest.mark.parametrize(
-    ("epochs", "per_epoch", "steps"),
-    [(1.4, 100, 140), (1.4, 7, 10), (0.5, 1, 1), (0.49, 1, 0), (2.5, 3, 8), (90, 156, 14040)],
-)
-def test_epochs_become_the_nearest_step(epochs, per_epoch, steps):
-    """Composer floors 0.2 of 7 epochs to 1; here 1.4 epochs are 1.4 epochs."""
-    assert steps_in(epochs, per_epoch) == steps
-
-
-def test_a_milestone_beyond_the_run_never_fires_and_is_reported():
+def test_a_milestone_after_the_run_has_no_effect_and_is_reported():
     recipe = ow.LargeMinibatchRecipe(num_examples=1000, num_workers=1, num_epochs=40)
     assert recipe.schedule()(recipe.num_steps - 1) == np.float32(
         recipe.peak_learning_rate
@@ -102,17 +92,17 @@ def test_a_milestone_beyond_the_run_never_fires_and_is_reported():
     assert "never" not in ow.LargeMinibatchRecipe(**IMAGENET).describe()
 
 
-def test_description_has_the_rate_at_every_turn():
+def test_description_of_the_paper():
     lines = ow.LargeMinibatchRecipe(**IMAGENET).describe().splitlines()
     table = [line.rsplit(maxsplit=3) for line in lines[lines.index("") + 2 :]]
-    assert [(name.strip(), int(step), float(rate)) for name, step, _, rate in table] == [
-        ("first step", 0, 0.1),
-        ("last warmup step", 779, pytest.approx(0.1 + 3.1 * 779 / 780, rel=1e-5)),
-        ("first step after warmup", 780, 3.2),
-        ("milestone, epoch 30", 4680, 0.32),
-        ("milestone, epoch 60", 9360, 0.032),
-        ("milestone, epoch 80", 12480, 0.0032),
-        ("last step", 14039, 0.0032),
+    assert [(name.strip(), int(step), epoch, float(rate)) for name, step, epoch, rate in table] == [
+        ("first step", 0, "0.00", 0.1),
+        ("last warmup step", 779, "4.99", pytest.approx(0.1 + 3.1 * 779 / 780, rel=1e-5)),
+        ("first step after warmup", 780, "5.00", 3.2),
+        ("milestone, epoch 30", 4680, "30.00", 0.32),
+        ("milestone, epoch 60", 9360, "60.00", 0.032),
+        ("milestone, epoch 80", 12480, "80.00", 0.0032),
+        ("last step", 14039, "89.99", 0.0032),
     ]
     assert "k = 256 workers x n = 32 images, kn = 8192" in lines[0]
     assert "η = 0.1 for 256 images, scaled by 8192/256: kη = 3.2" in lines[1]
@@ -120,8 +110,8 @@ def test_description_has_the_rate_at_every_turn():
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 3])
-def test_description_of_the_edges(warmup_epochs):
-    """A warmup of no steps has no last step, one as long as the run no step after it."""
+def test_description_of_very_short_and_very_long_warmups(warmup_epochs):
+    """Rows of steps that do not exist are omitted."""
     recipe = ow.LargeMinibatchRecipe(
         num_examples=512, num_workers=16, num_epochs=3, warmup_epochs=warmup_epochs, milestones=()
     )
@@ -155,7 +145,7 @@ def test_numpy_numbers_become_plain_ones():
 
 
 def test_json_keeps_every_field():
-    """Each field is given a value that is not its default, so that none can be lost."""
+    """Values other than the defaults, so that a lost field is noticed."""
     fields = {
         "num_examples": 5000,
         "num_workers": 3,
@@ -175,7 +165,7 @@ def test_json_keeps_every_field():
     assert json.loads(text) == {"version": 1, **fields, "milestones": [4, 8.25]}
 
 
-def test_json_defaults_may_be_left_out():
+def test_json_defaults_may_be_omitted():
     text = '{"version": 1, "num_examples": 1281167, "num_workers": 256}'
     assert ow.LargeMinibatchRecipe.from_json(text) == ow.LargeMinibatchRecipe(**IMAGENET)
 
@@ -224,8 +214,8 @@ NAN, INF = float("nan"), float("inf")
         ({"num_workers": 50_000}, r"50000 \* 32 = 1600000 must be at most num_examples = 1281167"),
         ({"num_epochs": 0}, "num_epochs must be a finite number > 0, got 0"),
         ({"num_epochs": NAN}, "num_epochs must be a finite number > 0, got nan"),
-        ({"num_epochs": 1e-4}, "num_epochs must make from 1 to 2147483647 steps, got 0.0001"),
-        ({"num_epochs": 1e9}, "num_epochs must make from 1 to 2147483647 steps, got"),
+        ({"num_epochs": 1e-4}, "num_epochs must amount to 1 to 2147483647 steps, got 0.0001"),
+        ({"num_epochs": 1e9}, "num_epochs must amount to 1 to 2147483647 steps, got"),
         ({"num_epochs": "90"}, "num_epochs must be a finite number > 0, got '90'"),
         ({"warmup_epochs": -1}, "warmup_epochs must be a finite number >= 0, got -1"),
         ({"warmup_epochs": INF}, "warmup_epochs must be a finite number >= 0, got inf"),
@@ -262,12 +252,12 @@ def test_bad_recipes(changed, message):
         ow.LargeMinibatchRecipe(**(IMAGENET | changed))
 
 
-def test_a_warmup_that_is_not_made_restricts_nothing():
-    """Milestones and the length of the run meet `warmup_epochs` only where there is a warmup."""
+def test_warmup_epochs_are_ignored_without_a_warmup():
+    """Without a warmup, `warmup_epochs` may exceed the milestones and the run."""
     ow.LargeMinibatchRecipe(**IMAGENET, warmup="none", num_epochs=4, milestones=(1, 2))
 
 
-def test_float64_where_asked(x64):
+def test_float64_if_requested(x64):
     with x64():
         rate = ow.LargeMinibatchRecipe(**IMAGENET).schedule(dtype=jnp.float64)(77)
         assert rate.dtype == jnp.float64

@@ -1,6 +1,6 @@
-"""Scaling rules against their equations."""
+"""Scaling rules compared with their equations."""
 
-# Bad arguments are meant to be bad.
+# Some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 
 import jax
@@ -28,13 +28,13 @@ def test_sqrt_scaling_squares_to_linear_scaling(base, size, reference):
 
 
 @pytest.mark.parametrize("rule", [ow.linear_scaling, ow.sqrt_scaling])
-def test_reference_size_changes_nothing(rule):
+def test_the_base_batch_size_changes_nothing(rule):
     assert rule(0.1, 256) == 0.1
     assert rule(0.3, 1000, base_batch_size=1000) == 0.3
 
 
 def test_values_of_the_paper():
-    """Table 2a: 0.1 becomes 3.2 at a minibatch of 8192, and 0.1 sqrt(32) with the other rule."""
+    """Table 2a, batch size 8192: 3.2 by the linear rule, 0.1 sqrt(32) by the other."""
     assert ow.linear_scaling(0.1, 8192) == 3.2
     np.testing.assert_allclose(ow.sqrt_scaling(0.1, 8192), 0.1 * 32**0.5, rtol=1e-15)
 
@@ -66,6 +66,6 @@ def test_bad_arguments(rule, arguments, message):
 
 
 @pytest.mark.parametrize("rule", [ow.linear_scaling, ow.sqrt_scaling])
-def test_bad_reference_size(rule):
+def test_bad_base_batch_size(rule):
     with pytest.raises(ValueError, match="base_batch_size must be an integer from 1"):
         rule(0.1, 256, base_batch_size=0)

@@ -1,6 +1,6 @@
-"""Constant and gradual warmup: exact at every step, for every kind of step, in every setting."""
+"""Constant and gradual warmup: accuracy, types of counts, transformations and bad arguments."""
 
-# Bad arguments are meant to be bad.
+# Some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 
 import functools
@@ -19,19 +19,19 @@ import optax_warmup as ow
 LAST_STEP = 2**31 - 1
 warmup_lengths = st.one_of(st.integers(0, 20), st.integers(0, 10**4), st.integers(0, 10**7))
 peaks = st.floats(1e-6, 100.0)
-# The start of a ramp as a share of its peak: at 0, at 1/k, nearly there.
+# The start of a ramp divided by its peak.
 shares = st.one_of(st.just(0.0), st.integers(1, 256).map(lambda k: 1 / k), st.floats(0, 1))
 kinds = st.sampled_from([int, np.int32, np.int64, jnp.int32, jnp.asarray])
 
 
 def around(*places: int) -> np.ndarray:
-    """Steps next to the places, within what an int32 holds."""
+    """Steps around the places, within the range of int32."""
     near = {place + d for place in (0, LAST_STEP, *places) for d in (-2, -1, 0, 1, 2)}
     return np.asarray(sorted(step for step in near if 0 <= step <= LAST_STEP), np.int32)
 
 
 def linear(init, peak, steps, t):
-    """The closed form, in float64: the ramp as a weighted mean of its ends."""
+    """The ramp in float64, as a weighted mean of its ends."""
     share = np.minimum(np.asarray(t, np.float64) / steps, 1.0) if steps else np.ones(np.shape(t))
     return init * (1 - share) + peak * share
 
@@ -41,7 +41,7 @@ def linear(init, peak, steps, t):
 @example(share=0.0, peak=4.102, steps=3905, places=[1554 / 3905])
 @example(share=0.0, peak=1.0, steps=10**7, places=[1e-7])
 def test_gradual_warmup_is_linear_to_two_ulps(ulps, share, peak, steps, places):
-    """The examples are where dividing in float32, or optax's form of the ramp, is further off."""
+    """The examples fail with a float32 division or with optax's form of the ramp."""
     t = around(steps, *(round(place * steps) for place in places))
     schedule = ow.gradual_warmup(share * peak, peak, steps)
     assert ulps(schedule(t), linear(share * peak, peak, steps, t)) <= 2
@@ -57,7 +57,7 @@ def test_skip_init_is_one_step_ahead(ulps, share, peak, steps):
 @given(shares, peaks, st.one_of(warmup_lengths, st.integers(0, LAST_STEP)))
 @example(share=0.0, peak=0.364, steps=560_208_491)
 def test_both_sides_of_the_join_are_exact(share, peak, steps):
-    """The first step is the start and step W the peak, to the bit; the one before is not above."""
+    """Step 0 is exactly the start, step W exactly the peak, and step W - 1 not above it."""
     schedule = ow.gradual_warmup(share * peak, peak, steps)
     assert schedule(steps) == np.float32(peak)
     if steps:
@@ -66,7 +66,7 @@ def test_both_sides_of_the_join_are_exact(share, peak, steps):
 
 
 @given(peaks, warmup_lengths, kinds, st.integers(0, LAST_STEP))
-def test_any_integer_gives_the_same_float32(peak, steps, kind, step):
+def test_all_integer_types_give_the_same_float32(peak, steps, kind, step):
     for t in (step, min(step, steps)):
         got = ow.gradual_warmup(0.0, peak, steps)(kind(t))
         assert (got.dtype, got.shape, got.weak_type) == (jnp.float32, (), False)
@@ -74,7 +74,7 @@ def test_any_integer_gives_the_same_float32(peak, steps, kind, step):
 
 
 @given(shares, peaks, warmup_lengths, st.integers(0, LAST_STEP))
-def test_x64_changes_nothing_unless_asked(x64, share, peak, steps, step):
+def test_x64_changes_values_only_if_requested(x64, share, peak, steps, step):
     narrow = ow.gradual_warmup(share * peak, peak, steps)(step)
     with x64():
         for kind in (int, np.int32, np.int64, jnp.int32, jnp.int64):
@@ -120,8 +120,8 @@ each_warmup = pytest.mark.parametrize("warmup", WARMUPS)
 @each_warmup
 @each_follower
 @pytest.mark.parametrize("steps", [0, 1, 7])
-def test_followers_pass_through_to_the_bit(warmup, follower, steps):
-    """What optax computes is not touched, and starts at its own step 0."""
+def test_values_of_the_next_schedule_are_unchanged(warmup, follower, steps):
+    """Values of optax are unchanged and start at step 0."""
     after = FOLLOWERS[follower]
     joined = WARMUPS[warmup](steps, after)
     for kind in (int, np.int32, np.int64, jnp.int32):
@@ -132,16 +132,16 @@ def test_followers_pass_through_to_the_bit(warmup, follower, steps):
     t = np.arange(200, dtype=np.int32)
     with jax.numpy_dtype_promotion("standard"):
         expected = jax.vmap(after)(jnp.asarray(t))
-        # Optax's own arithmetic on an array of NumPy's is in float64, and differs by an ulp.
-        host = None if follower == "onecycle" else after(t)  # that one takes no arrays
+        # For NumPy arrays optax computes in float64, which differs by an ulp.
+        host = None if follower == "onecycle" else after(t)  # which accepts no arrays
     np.testing.assert_array_equal(jax.vmap(joined)(jnp.asarray(t + steps)), expected)
     if host is not None:
         got = np.broadcast_to(joined(t + steps), t.shape)
         np.testing.assert_array_equal(got, np.broadcast_to(np.float32(host), t.shape))
 
 
-def test_followers_do_not_widen_the_rate(x64):
-    """Optax computes in 64 bits where they are on; the rate is float32 until asked otherwise."""
+def test_the_next_schedule_does_not_change_the_type(x64):
+    """The rate is float32 by default, even if optax computes in 64 bits."""
     with x64():
         for follower, after in FOLLOWERS.items():
             for steps in (0, 7):
@@ -173,8 +173,8 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_settings_of_a_training_loop(name):
-    """jit, vmap and scan give what plain calls give, and no step makes JAX trace again."""
+def test_jit_vmap_and_scan(name):
+    """Plain calls, jit, vmap and scan give the same values, with one trace for all steps."""
     schedule = EVERYTHING[name]
     t = jnp.arange(50)
     plain = np.stack([schedule(int(step)) for step in t])
@@ -209,7 +209,7 @@ def test_no_tracer_leaks_from_a_factory_inside_jit():
 @pytest.mark.parametrize("name", EVERYTHING)
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "uint32", "uint64"])
 def test_integers_that_cannot_hold_the_difference(name, kind):
-    """Unsigned differences wrap around, and a narrow integer is less than most boundaries."""
+    """Unsigned differences wrap around, and narrow integers cannot hold the boundaries."""
     for step in (0, 4, 20, 120):
         expected = EVERYTHING[name](step)
         for count in (np.dtype(kind).type(step), jnp.asarray(step, kind.replace("64", "32"))):
@@ -236,7 +236,7 @@ TRACED = {
 @pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize("step", [0, 3, 9, 10, 15, LAST_STEP])
 def test_gradient_with_respect_to_the_peak(name, step):
-    """Against a difference quotient of the same schedule from numbers; finite at every step."""
+    """Compared with a difference quotient; finite at every step."""
     at = lambda peak: float(TRACED[name](peak)(step))  # noqa: E731
     gradient = jax.grad(lambda peak: TRACED[name](peak)(step))(2.0)
     np.testing.assert_allclose(gradient, (at(2.5) - at(1.5)) / 1.0, rtol=0.02, atol=1e-6)
@@ -252,8 +252,8 @@ def test_a_batch_of_peaks():
 
 
 @pytest.mark.parametrize("params_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_rate_stays_float32_whatever_the_parameters(params_dtype):
-    """Under `inject_hyperparams`, which gives Python floats the type of the parameters."""
+def test_the_rate_is_float32_for_all_types_of_parameters(params_dtype):
+    """`inject_hyperparams` casts Python floats to the type of the parameters."""
     schedule = ow.gradual_warmup(0.1, 3.2, 3)
     optimizer = optax.inject_hyperparams(lambda learning_rate: optax.identity())(schedule)
     params = {"w": jnp.ones(3, params_dtype)}
@@ -266,7 +266,7 @@ def test_rate_stays_float32_whatever_the_parameters(params_dtype):
 
 
 def test_inside_a_sharded_donated_step():
-    """A full training step on 8 devices: the counter is donated, the parameters are sharded."""
+    """Training step on 8 devices with donated state and sharded parameters."""
     mesh = jax.make_mesh((8,), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     schedule = ow.warmup_piecewise_decay(0.1, 0.8, 4, {6: 0.1})
@@ -323,7 +323,7 @@ def test_rates_that_float32_cannot_hold(rate):
         ow.gradual_warmup(0.0, rate, 5)
 
 
-def test_a_warmup_downwards_is_an_error():
+def test_a_warmup_must_not_go_down():
     with pytest.raises(ValueError, match=r"init_value must be at most peak_value = 0\.1, got 3\.2"):
         ow.gradual_warmup(3.2, 0.1, 5)
 

@@ -1,19 +1,19 @@
-"""Records the learning rates of other packages' schedules, for `test_golden.py` to compare with.
+"""Record the learning rates of other packages, for `test_golden.py`.
 
-Run it in an environment of its own; the library is not needed there, and the tests need nothing of
-what is installed here:
+Run it in a separate environment. It does not need the library, and the tests do not need these
+packages:
 
     pip install torch warmup-scheduler pytorch-warmup timm transformers fvcore keras
     KERAS_BACKEND=torch python tests/optax_warmup/golden/record.py
 
-It writes one JSON file for each package: its version, and cases with the name of their row in
-`docs/coming-from.md`, the arguments as that row calls them, and the rate at each step from 0.
+It writes one JSON file per package, with its version and cases: the name of a row in
+`docs/coming-from.md`, the arguments by their names there, and the learning rate at each step.
 """
 
-# None of these is installed where the library is checked.
+# These packages are not installed with the library.
 # pyright: reportMissingImports=false
 
-# The names are those of the documentation, and no function outlives the loop that it is made in.
+# The names are those of the documentation. No function outlives the loop that creates it.
 # ruff: noqa: B023, N803, N806
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Case = tuple[str, dict[str, Any], list[float]]
 
 
 def optimizer(lr: float) -> torch.optim.Optimizer:
-    """SGD on one parameter, for the packages that keep the rate there."""
+    """SGD with one parameter; the packages store the learning rate in the optimizer."""
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
 
 
 def follow(lr: float, make: Callable[[Any], Any], steps: int) -> list[float]:
-    """The rate of each update of a loop that steps the scheduler after each."""
+    """Learning rates of a loop that steps the scheduler after each update."""
     opt = optimizer(lr)
     scheduler = make(opt)
     rates = []
@@ -142,7 +142,7 @@ def gradual_warmup_scheduler_cases() -> Iterator[Case]:
     }
     for name, after in afters.items():
         for lr, multiplier, W in ((0.4, 1.0, 5), (0.1, 8.0, 5), (0.1, 1.5, 10)):
-            # As in the package's README, which gives the epoch; and without, as PyTorch does now.
+            # With the epoch, as in the package's README, and without, as in PyTorch today.
             for given in (True, False):
                 opt = optimizer(lr)
                 scheduler = warmup_scheduler.GradualWarmupScheduler(opt, multiplier, W, after(opt))
@@ -303,7 +303,7 @@ def transformers_cases() -> Iterator[Case]:
 
 
 def fvcore_cases() -> Iterator[Case]:
-    """As detectron2 builds them: a linear ramp over the first W of T updates, then the schedule."""
+    """Schedules of detectron2: a linear ramp over the first W of T updates, then a decay."""
     for lr, factor, W, T, milestones in (
         (0.02, 0.001, 5, 40, [20, 30]),
         (3.2, 1 / 32, 8, 50, [15, 35]),
@@ -372,7 +372,7 @@ PACKAGES = {
 }
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # PyTorch's on the order of steps and on giving the epoch
+    warnings.simplefilter("ignore")  # about the order of steps and the epoch argument
     for package, cases in PACKAGES.items():
         lines = [
             json.dumps({"row": row, "arguments": arguments, "rates": rates})
