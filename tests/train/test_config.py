@@ -53,7 +53,7 @@ def usage_error(**changes: Any) -> str:
 @pytest.mark.parametrize(
     "field",
     [
-        "num_workers", "batch_size_per_worker", "image_size", "accumulation_steps",
+        "num_workers", "batch_size_per_worker", "accumulation_steps",
         "log_every_steps", "checkpoint_every_epochs", "num_steps", "num_devices",
         "num_reader_threads", "prefetch_steps",
     ],

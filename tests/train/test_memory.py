@@ -62,7 +62,7 @@ def test_a_step_holds_the_state_the_minibatch_and_its_activations():
 def test_the_command_says_which_n_fits_and_why(capsys: pytest.CaptureFixture[str]):
     assert main([*SMALL, "--memory-bytes", str(6 * MEGABYTE)]) == 0
     said = capsys.readouterr().out
-    reason = re.search(r"n = (\d+) is the largest that fits, .* n = (\d+) takes .* too much", said)
+    reason = re.search(r"n = (\d+) is the largest that fits, .* n = (\d+) needs .* too much", said)
     assert reason is not None, said
     n, more = int(reason[1]), int(reason[2])
     assert more == n + 1

@@ -86,7 +86,7 @@ def _check_experiment(config: Config) -> None:
         raise unusable_folder("--workdir", workdir, error) from None
     except ValueError:  # not our file, so it must not be overwritten
         raise UsageError(
-            f"--workdir {workdir} has a config.json that does not belong to a run; choose another"
+            f"--workdir {workdir} has a config.json that is not a run's; choose another"
         ) from None
     if differences and has_trained:
         raise UsageError(

@@ -334,7 +334,7 @@ def test_a_replacement_depends_on_seed_epoch_and_example_alone():
             for rows in training_minibatches(
                 make_plan(config, broken({7, 20}), workers), first, last
             )
-            for image, label, example in zip(*rows, strict=True)
+            for image, label, example in zip(rows.images, rows.labels, rows.corrupt, strict=True)
             if example != INTACT
         }
 
@@ -465,7 +465,7 @@ def test_other_features_are_named_with_those_that_are_needed(
 ):
     prepare(tmp_path, "others", features)
     assert usage_error(data_dir=tmp_path, dataset="others") == (
-        f"--dataset others has the features {found}; needed are image (Image) and label "
+        f"--dataset others has the features {found}; it must have image (Image) and label "
         "(ClassLabel)"
     )
 
@@ -474,8 +474,8 @@ def test_other_features_are_named_with_those_that_are_needed(
 def test_missing_splits_are_named(tmp_path: Path, splits: tuple[str, ...]):
     prepare(tmp_path, "halves", {"image": IMAGE, "label": LABEL}, splits)
     assert usage_error(data_dir=tmp_path, dataset="halves") == (
-        f"--dataset halves has the splits {sorted(splits)}; needed are 'train' and 'validation' "
-        "or 'test'"
+        f"--dataset halves has the splits {sorted(splits)}; it must have 'train' and "
+        "'validation' or 'test'"
     )
 
 
@@ -516,6 +516,7 @@ import dataclasses, pathlib, sys
 import train.__main__, train.loop
 from train.data.minibatches import evaluation_minibatches, training_minibatches
 from train.data.dataset import open_dataset
+from train.plan import make_plan
 from train.recipes import digits
 from train.step.workers import make_workers
 
@@ -523,7 +524,8 @@ config = digits().replace(data_dir=pathlib.Path(sys.argv[1]))
 dataset, workers = open_dataset(config), make_workers(config)
 minibatches = training_minibatches(make_plan(config, dataset, workers), 0, 1)
 print(sum(len(rows.labels) for rows in minibatches))
-print(sum(len(rows.labels) for rows in evaluation_minibatches(make_plan(config, dataset, workers))))
+minibatches = evaluation_minibatches(make_plan(config, dataset, workers))
+print(sum(len(rows.labels) for rows in minibatches))
 print(sorted(name for name in sys.modules if name.split(".")[0] == "tensorflow"))
 """
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import jax
@@ -135,17 +135,10 @@ def test_memory_stays_flat_over_20_000_images():
     assert growth < 10_000_000  # half a kilobyte an image
 
 
-class Rows(NamedTuple):
-    """Of one minibatch."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def numbered_rows(workers: Workers, number: int) -> Iterator[Rows]:
+def numbered_rows(workers: Workers, number: int) -> Iterator[Examples[np.ndarray]]:
     for step in range(number):
         labels = np.arange(workers.batch_size, dtype=np.int32) + step
-        yield Rows(labels.astype(np.uint8).reshape(-1, 1, 1, 1), labels)
+        yield Examples(labels.astype(np.uint8).reshape(-1, 1, 1, 1), labels, labels)
 
 
 def test_devices_get_every_minibatch_in_order():
@@ -153,7 +146,6 @@ def test_devices_get_every_minibatch_in_order():
     workers = make_workers(config, jax.devices()[:4])
     on_their_way: Iterator[Any] = on_devices(numbered_rows(workers, 5), workers)
     for fed, rows in zip(on_their_way, numbered_rows(workers, 5), strict=True):
-        assert fed._fields == ("images", "labels")
         for column, array in zip(rows, fed, strict=True):
             assert array.sharding.is_equivalent_to(workers.sharded, array.ndim)
             np.testing.assert_array_equal(np.asarray(array).reshape(column.shape), column)
@@ -163,7 +155,7 @@ def test_two_minibatches_are_on_their_way_while_one_is_used():
     _, _, workers = opened()
     taken: list[int] = []
 
-    def rows() -> Iterator[Rows]:
+    def rows() -> Iterator[Examples[np.ndarray]]:
         for step, each in enumerate(numbered_rows(workers, 100)):
             taken.append(step)
             assert threading.current_thread() is not threading.main_thread()
@@ -194,7 +186,7 @@ def test_closing_ends_what_reads_ahead():
 def test_an_error_while_reading_ahead_comes_in_its_place():
     _, _, workers = opened()
 
-    def rows() -> Iterator[Rows]:
+    def rows() -> Iterator[Examples[np.ndarray]]:
         yield from numbered_rows(workers, 3)
         raise OSError("disk gone")
 

@@ -273,7 +273,7 @@ def test_whatever_happens_to_a_file_no_wrong_value_is_restored(
             assert_same(restored, make(9))  # a byte of the configuration, or of a version
             continue
         (line,) = checkpoints.moved
-        assert line.startswith("checkpoint 9 is damaged: ")
+        assert line.startswith("checkpoint 9 is corrupt: ")
         assert name in line or (name == "manifest.json" and damage is flip)
         assert str(folder / "damaged" / "9") in line
         assert_same(restored, make(6))
@@ -371,7 +371,7 @@ def test_a_strangers_checkpoints_are_refused(tmp_path: Path):
     with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
         manager.save(1, args=ocp.args.StandardSave({"weights": np.ones(3)}))
     said: list[str] = []
-    with pytest.raises(UsageError, match="holds no checkpoint that is whole"):
+    with pytest.raises(UsageError, match="has no intact checkpoint"):
         load_network(tmp_path, make_workers(digits(), jax.devices()[:2]), said.append)
     assert "manifest.json" in said[0]
 

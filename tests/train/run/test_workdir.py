@@ -140,7 +140,7 @@ def test_somebody_elses_config_json_is_not_overwritten(digits_config: MakeConfig
     config = digits_config()
     config.output.workdir.mkdir(parents=True)
     (config.output.workdir / "config.json").write_text(text)
-    with pytest.raises(UsageError, match=r"holds a config\.json that is not a run's"):
+    with pytest.raises(UsageError, match=r"has a config\.json that is not a run's"):
         own(config)
     assert (config.output.workdir / "config.json").read_text() == text
 

@@ -67,10 +67,10 @@ def test_another_seed_draws_every_weight_anew(state: TrainState):
 def test_it_starts_at_step_zero_in_float32_whatever_the_network_computes_in(dtype: str):
     shapes = jax.eval_shape(lambda: make(num_devices=1, dtype=dtype))
     assert (shapes.step.shape, shapes.step.dtype) == ((), jnp.int32)
-    for part in (shapes.params, shapes.batch_stats):
+    for part in (shapes.network.params, shapes.network.batch_stats):
         assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype(jnp.float32)}
     # Momentum is a tree like the parameters'.
-    shapes_of_params = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.params))
+    shapes_of_params = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.network.params))
     in_optimizer = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.opt_state) if leaf.shape)
     assert in_optimizer == shapes_of_params
 
