@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 # Optax counts steps in int32.
 MAX_STEP = 2**31 - 1
-# Numbers of examples, and what is derived from them, may be larger.
+# Bound for numbers of examples and batch sizes.
 MAX_SIZE = 2**63 - 1
 
 _LARGEST = float(np.finfo(np.float32).max)

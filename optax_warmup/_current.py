@@ -79,14 +79,14 @@ def _find(node: Any, path: str, schedule: optax.Schedule | None) -> _Found:
     hyperparams = getattr(node, "hyperparams", None)
     if isinstance(hyperparams, Mapping) and "learning_rate" in hyperparams:
         here = [(f"{path}.hyperparams", jnp.asarray(hyperparams["learning_rate"]))]
-    below = [_find(child, place, schedule) for child, place in _children(node, path)]
+    below = [_find(child, at, schedule) for child, at in _children(node, path)]
     rates = here + [rate for found, _ in below for rate in found]
     scale: jax.Array | None = None
     for _, other in below:
         if other is not None:
             scale = other if scale is None else scale * other
     if rates and scale is not None:
-        return [(place, rate * scale.astype(rate.dtype)) for place, rate in rates], None
+        return [(at, rate * scale.astype(rate.dtype)) for at, rate in rates], None
     return rates, scale
 
 

@@ -148,9 +148,9 @@ def warmup_then_plateau(
         **extra_args: Any,
     ) -> tuple[Any, WarmupPlateauState]:
         del params, extra_args
-        seen = rule.see(state, jnp.asarray(value).astype(kind))
+        observed = rule.observe(state, jnp.asarray(value).astype(kind))
         warm = state.count >= steps
-        kept = _choose(warm, seen, state)
+        kept = _choose(warm, observed, state)
         new_rate = rate(state.count, kept.scale)
         kept = kept._replace(count=optax.safe_increment(state.count), learning_rate=new_rate)
         return scale_by(-new_rate, updates), kept
@@ -169,7 +169,7 @@ class _Rule(NamedTuple):
     size: int
     sign: int
 
-    def see(self, state: WarmupPlateauState, value: jax.Array) -> WarmupPlateauState:
+    def observe(self, state: WarmupPlateauState, value: jax.Array) -> WarmupPlateauState:
         """The state after one more value of the metric."""
         kind = value.dtype
         number = state.window_count + 1

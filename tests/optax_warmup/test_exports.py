@@ -54,9 +54,9 @@ def test_docstrings_have_every_part_in_order(name):
     parts = ["Args:", "Returns:", "Examples:", "Source:"]
     if inspect.isclass(getattr(ow, name)):
         parts.remove("Returns:")
-    places = [text.find(f"\n{part}\n") for part in parts]
-    assert all(place > 0 for place in places), dict(zip(parts, places, strict=True))
-    assert places == sorted(places)
+    positions = [text.find(f"\n{part}\n") for part in parts]
+    assert min(positions) > 0, dict(zip(parts, positions, strict=True))
+    assert positions == sorted(positions)
     assert "optax_warmup as ow" in text
     for argument in inspect.signature(getattr(ow, name)).parameters:
         assert re.search(rf"^  {argument}: ", text, re.MULTILINE), argument
@@ -106,7 +106,7 @@ def test_imports_run_one_way():
     order += ["_recipe", "_phase", "_phases", "_updates", "_momentum", "_plateau", "_current"]
     order += ["__init__", "_preview", "__main__"]
     assert {path.stem for path in PACKAGE.glob("*.py")} == set(order)
-    for place, name in enumerate(order):
+    for i, name in enumerate(order):
         if name == "__init__":
             continue
         text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
@@ -117,7 +117,7 @@ def test_imports_run_one_way():
             for found in line.split(",")
             if found.strip().startswith("_")
         }
-        assert used <= set(order[:place]), name
+        assert used <= set(order[:i]), name
 
 
 def test_import_is_light_and_starts_no_backend():

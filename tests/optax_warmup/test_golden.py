@@ -34,11 +34,11 @@ ALIKE = [case for _, case in CASES if case["row"] not in WRONG]
 def schedule_of(case, dtype):
     """The schedule of a row of the document, with the arguments of a case."""
 
-    def made(function):
+    def with_dtype(function):
         takes = inspect.isfunction(function) and "dtype" in inspect.signature(function).parameters
         return functools.partial(function, dtype=dtype) if takes else function
 
-    ours = types.SimpleNamespace(**{name: made(getattr(ow, name)) for name in ow.__all__})
+    ours = types.SimpleNamespace(**{name: with_dtype(getattr(ow, name)) for name in ow.__all__})
     names = {"ow": ours, "optax": optax, "jnp": jnp, "range": range, "dict": dict, "int": int}
     return eval(ROWS[case["row"]], {"__builtins__": {}, **names, **case["arguments"]})
 

@@ -273,8 +273,8 @@ def test_inside_a_sharded_donated_step():
     optimizer = optax.chain(optax.trace(0.0), optax.scale_by_learning_rate(schedule))
     params = jax.device_put(jnp.zeros(16), sharding)
     replicated = NamedSharding(mesh, PartitionSpec())
-    place = lambda x: jax.device_put(x, sharding if x.ndim else replicated)  # noqa: E731
-    state = jax.tree.map(place, optimizer.init(params))
+    put = lambda x: jax.device_put(x, sharding if x.ndim else replicated)  # noqa: E731
+    state = jax.tree.map(put, optimizer.init(params))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state):
