@@ -1,6 +1,5 @@
 """Runs whose minibatch changes: their steps, epochs, examples and rates."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -283,14 +282,14 @@ from train.__main__ import main
 from train.run.report import Report
 
 kill_at, *args = sys.argv[1:]
-update = Report.update
+queue = Report.queue
 
-def update_or_die(self, step, *rest):
+def queue_or_die(self, step, *rest):
     if str(step) == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
-    update(self, step, *rest)
+    queue(self, step, *rest)
 
-Report.update = update_or_die
+Report.queue = queue_or_die
 sys.exit(main(args))
 """
 
@@ -429,7 +428,7 @@ def test_a_run_without_a_checkpoint_begins_with_the_new_minibatch(tmp_path: Path
     before = digits().replace(workdir=tmp_path, num_workers=16)
     with claim(before), Checkpoints(tmp_path / "checkpoints", before):
         MetricsLog(tmp_path, 0).close()  # as a run leaves it that is killed before it saves
-    config = dataclasses.replace(before, num_workers=8, allow_batch_size_change=True)
+    config = before.replace(num_workers=8, allow_batch_size_change=True)
     with claim(config), Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
         timeline = resume_timeline(
             config.experiment, 1437, checkpoints.phases, checkpoints.newest_step

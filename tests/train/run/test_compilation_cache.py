@@ -142,4 +142,4 @@ def test_a_second_start_compiles_nothing_and_ends_with_the_same_parameters(
         kept.append([(p.name, p.stat().st_mtime_ns) for p in programs(tmp_path / "compiled")])
     assert digests[0] == digests[1]
     assert kept[0] == kept[1]
-    assert {"jit_train_step", "jit_make"} <= {name.partition("-")[0] for name, _ in kept[0]}
+    assert {"jit_train_step", "jit_create"} <= {name.partition("-")[0] for name, _ in kept[0]}

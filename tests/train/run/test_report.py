@@ -78,4 +78,4 @@ def test_a_run_says_so_with_a_hint(
     assert main(["--workdir", str(tmp_path), "--data-dir", str(digits_dir), *flags]) == 0
     said = capsys.readouterr().out
     assert said.count("the loss jumped up before step") == 1
-    assert "(learning rate 1.6): where that follows a rise of the rate, it was too abrupt" in said
+    assert "(learning rate 1.6); if the rate has just risen, it rose too abruptly" in said
