@@ -1,11 +1,11 @@
-"""Kills runs at random moments until they end, and compares that end with an undisturbed one.
+"""Kill runs at random moments, and compare their results with those of an undisturbed run.
 
     python -m tests.soak --kills 500
 
-A run of 66 steps of the digits is started, killed with SIGKILL, started again by the same command,
-and so on, at least 25 times: while it imports, compiles, trains, evaluates and writes checkpoints.
-Its parameters, its summary and every number it logged must then be those of a run that nobody
-killed. Runs follow each other until there have been as many kills as asked for.
+A run of 66 steps of the digits is killed with SIGKILL and resumed by the same command, about 26
+times: while it imports, compiles, trains, evaluates and writes checkpoints. In the end, its
+parameters, its summary and every number that it logged must equal those of a run that was never
+killed. This is repeated until the given number of kills is reached.
 """
 
 import argparse
@@ -30,39 +30,44 @@ FLAGS = [
     *("--num-epochs", "6", "--warmup-epochs", "2", "--milestones", "3", "5"),
     *("--log-every-steps", "1", "--checkpoint-every-steps", "2"),
 ]
-SECONDS_OF_A_LIFE = 300.0  # after which it is taken to hang
+LIFE_TIMEOUT = 300.0  # seconds
 
 
 @dataclasses.dataclass
 class Life:
-    """One start of the command, as it can be seen from outside while it goes on."""
+    """One process of a run, observed from outside while it is running.
+
+    Attributes:
+        workdir: workdir of the run.
+        output: file with the process's output.
+        began: start in nanoseconds of the clock; older files were left by the previous process.
+    """
 
     workdir: Path
     output: Path
     began: int
-    """Nanoseconds of the clock; what was written before was left by the life before."""
 
     @property
-    def said(self) -> str:
-        """What it has printed."""
+    def text(self) -> str:
+        """Output so far."""
         return self.output.read_text()
 
     @property
     def resumed_from(self) -> int:
-        """The step from which it goes on, 0 if from none, or if that is not yet known."""
-        found = re.search(r"resuming after step (\d+)", self.said)
+        """Step from which the process resumed; 0 if from none, or if it is not known yet."""
+        found = re.search(r"resuming after step (\d+)", self.text)
         return int(found[1]) if found else 0
 
     @property
     def newest_record(self) -> int:
-        """The last step on record, 0 before this life has begun its records."""
+        """Last step in metrics.jsonl; 0 before this process has written to it."""
         return newest_record(self.workdir) if self._wrote(self.workdir / "metrics.jsonl") else 0
 
     @property
     def checkpoint_in_writing(self) -> int:
-        """The step of the checkpoint that it is writing, 0 if it writes none.
+        """Step of the checkpoint that the process is writing; 0 if none.
 
-        Not before it has begun its records: until then it clears away what it has found.
+        It is 0 before metrics.jsonl is written: until then the process removes old files.
         """
         if not self._wrote(self.workdir / "metrics.jsonl"):
             return 0
@@ -72,45 +77,46 @@ class Life:
     def _wrote(self, path: Path) -> bool:
         try:
             return path.stat().st_mtime_ns > self.began
-        except FileNotFoundError:  # not yet, or taken away
+        except FileNotFoundError:  # not written yet, or removed
             return False
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When to kill: after a random delay, from when something can be seen.
+    """A moment to kill at: a random delay after an event.
 
-    Args:
-        name: in the table.
-        is_seen: whether it can be seen, in a life that should come as far as a step.
-        seconds: the longest delay.
-        compiles: whether the run must compile, with no cache to spare it.
+    Attributes:
+        name: name in the table.
+        has_come: function that returns True after the event; its arguments are the process and the
+            step that the process must have reached.
+        seconds: maximum delay.
+        compiles: whether the process runs without a compilation cache.
     """
 
     name: str
-    is_seen: Callable[[Life, int], bool]
+    has_come: Callable[[Life, int], bool]
     seconds: float
     compiles: bool = False
 
 
 def trains(life: Life, step: int) -> bool:
-    """Whether steps have been made in this life, and as many as should be."""
+    """Return True if this process has trained at least one step, and up to `step`."""
     return life.newest_record >= max(step, life.resumed_from + 1)
 
 
 def writes(life: Life, step: int) -> bool:
-    """Whether a checkpoint of such a step is being written."""
+    """Return True while a checkpoint of such a step is being written."""
     return life.checkpoint_in_writing >= max(step, life.resumed_from + 1)
 
 
 def evaluates(life: Life, step: int) -> bool:
-    """Whether the step that ends an epoch is running, after which the evaluation comes."""
+    """Return True if the last step of an epoch is running; evaluation follows it."""
     before_end = max(step, life.resumed_from + 1)
     return life.newest_record >= before_end + (-before_end - 1) % EPOCH_STEPS
 
 
 START = Moment("start", lambda life, step: True, 3.0)
-COMPILATION = Moment("compilation", lambda life, step: "last step" in life.said, 1.5, compiles=True)
+COMPILATION = Moment("compilation", lambda life, step: "last step" in life.text, 1.5, compiles=True)
 TRAINING = Moment("training", trains, 0.05)
 CHECKPOINT = Moment("writing a checkpoint", writes, 0.03)
 EVALUATION = Moment("evaluation", evaluates, 0.15)
@@ -118,7 +124,7 @@ MOMENTS = [START] * 3 + [COMPILATION] * 3 + [TRAINING] * 7 + [CHECKPOINT] * 8 + 
 
 
 def environment(cache: Path, *, compiles: bool = False) -> dict[str, str]:
-    """Of a run that finds what was compiled before in a folder, or compiles anew."""
+    """Environment variables of a run that uses this compilation cache, or none."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     if compiles:
         return clean | {"COLUMNS": "120", "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -130,32 +136,32 @@ def environment(cache: Path, *, compiles: bool = False) -> dict[str, str]:
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; half a line in it is an error."""
+    """Read metrics.jsonl; an incomplete line is an error."""
     path = workdir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     if text and not text.endswith("\n"):
-        raise AssertionError(f"{path} ends with half a line: {text.splitlines()[-1]!r}")
+        raise AssertionError(f"{path} ends with an incomplete line: {text.splitlines()[-1]!r}")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def newest_record(workdir: Path) -> int:
-    """The last step on record, 0 if there is none."""
+    """Last step in metrics.jsonl; 0 if there is none."""
     return max((record["step"] for record in records(workdir)), default=0)
 
 
 def newest_checkpoint(workdir: Path) -> int:
-    """The step of the last checkpoint that is there, 0 if there is none."""
+    """Step of the newest checkpoint; 0 if there is none."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def unfinished_in(workdir: Path) -> list[Path]:
-    """Checkpoints that are being written, or that a kill has left half-written."""
+    """Checkpoints that are being written, or that a kill has left unfinished."""
     return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
-    """What must not depend on kills: the summary, and each record but for the times in it."""
+    """The results that must not depend on kills: summary, and records without their times."""
     timeless = [
         {k: v for k, v in record.items() if k not in ("train/images_per_second", "train/seconds")}
         for record in records(workdir)
@@ -164,7 +170,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
 
 
 def start(workdir: Path, flags: list[str], env: dict[str, str], output: Path) -> Any:
-    """Start the command, its output going to a file."""
+    """Start the command, and redirect its output to a file."""
     command = [sys.executable, "-m", "train", "--workdir", str(workdir), *flags]
     with output.open("w") as file:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
@@ -173,29 +179,21 @@ def start(workdir: Path, flags: list[str], env: dict[str, str], output: Path) ->
 def live(
     workdir: Path, flags: list[str], cache: Path, moment: Moment, step: int, delay: float
 ) -> dict[str, Any] | None:
-    """Start the command and kill it at a moment; None if it ended before by itself.
-
-    Args:
-        workdir: of the run.
-        flags: of the command.
-        cache: of what was compiled.
-        moment: when it is killed.
-        step: to which it should have come by then.
-        delay: seconds from when the moment can be seen.
+    """Start the command, and kill it `delay` seconds after a moment has come at or after `step`.
 
     Returns:
-        What there is to say of this life, in the table's words.
+        A row of the report, or None if the process finished before it could be killed.
     """
     output = workdir.with_suffix(".txt")
     life = Life(workdir, output, began=time.time_ns())
     began = time.monotonic()
     process = start(workdir, flags, environment(cache, compiles=moment.compiles), output)
     try:
-        while not moment.is_seen(life, step):
+        while not moment.has_come(life, step):
             if process.poll() is not None:
                 break
-            if time.monotonic() - began > SECONDS_OF_A_LIFE:
-                raise AssertionError(f"hangs before {moment.name} of step {step}: {life.said}")
+            if time.monotonic() - began > LIFE_TIMEOUT:
+                raise AssertionError(f"timeout before {moment.name} of step {step}: {life.text}")
             time.sleep(0.001)
         else:
             time.sleep(delay)
@@ -206,7 +204,7 @@ def live(
     if process.returncode == 0:
         return None
     if process.returncode != -signal.SIGKILL:
-        raise AssertionError(f"exit code {process.returncode}: {life.said}")
+        raise AssertionError(f"exit code {process.returncode}: {life.text}")
     return {
         "moment": moment.name,
         "seconds": time.monotonic() - began,
@@ -218,12 +216,12 @@ def live(
 
 
 def kill_until_it_ends(workdir: Path, cache: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """Run in a folder to the end through a kill for each of `MOMENTS`, in a random order.
+    """Finish a run in a folder, killing it once at each of `MOMENTS`, in a random order.
 
-    Where the machine is so busy that a moment is missed, the run ends with fewer kills.
+    On a busy machine a moment can be missed. The run then finishes with fewer kills.
 
     Yields:
-        What there is to say of each life that was killed.
+        A row of the report for each kill.
     """
     rng = random.Random(seed)
     moments = rng.sample(MOMENTS, len(MOMENTS))
@@ -233,7 +231,7 @@ def kill_until_it_ends(workdir: Path, cache: Path, seed: int) -> Iterator[dict[s
         if row is None:
             return
         yield row
-    # The last one is killed, or not, while it draws its curves and sums up.
+    # This kill falls into the plotting and the summary, or comes too late.
     end = Moment("end", lambda life, step: life.newest_record == LAST_STEP, 1.0)
     row = live(workdir, FLAGS, cache, end, LAST_STEP, rng.uniform(0, end.seconds))
     if row is not None:
@@ -242,17 +240,17 @@ def kill_until_it_ends(workdir: Path, cache: Path, seed: int) -> Iterator[dict[s
 
 
 def run_to_the_end(workdir: Path, cache: Path) -> None:
-    """Run in a folder without disturbance."""
+    """Finish the run in a folder without killing it."""
     output = workdir.with_suffix(".txt")
     if start(workdir, FLAGS, environment(cache), output).wait() != 0:
         raise AssertionError(output.read_text())
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One line for each kind of moment."""
+    """Format one line per kind of moment."""
     lines = [
         f"{'killed at':<22}{'kills':>6}{'seconds, median':>17}{'steps lost, mean':>18}"
-        f"{'most':>6}{'checkpoint half-written':>25}"
+        f"{'most':>6}{'checkpoint unfinished':>25}"
     ]
     for name in sorted({row["moment"] for row in rows}):
         some = [row for row in rows if row["moment"] == name]
@@ -266,11 +264,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Kills, prints the table and writes it down."""
-    parser = argparse.ArgumentParser(description="Kills runs and looks at what comes of them.")
-    parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Kill runs, and check their results.")
+    add, out = parser.add_argument, Path(__file__).with_suffix(".json")
+    add("--kills", type=int, default=500, help="minimum number of kills; default: 500")
+    add("--seed", type=int, default=0, help="random seed of the first run; default: 0")
+    add("--out", default=out, help="JSON file to write; default: tests/soak.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     runs = differing = 0
@@ -287,17 +286,12 @@ def main() -> None:
             runs += 1
             same = outcome(workdir) == expected and not (workdir / "checkpoints/damaged").exists()
             differing += not same
-            print(f"run {runs}: {'as the undisturbed one' if same else 'DIFFERS'}", flush=True)
+            print(f"run {runs}: {'equals the undisturbed one' if same else 'DIFFERS'}", flush=True)
     print(table(rows))
     print(f"{len(rows)} kills in {runs} runs; {differing} runs differ from the undisturbed one")
-    report = {
-        "kills": len(rows),
-        "runs": runs,
-        "runs_that_differ": differing,
-        "seconds": round(time.monotonic() - began),
-        "expected": expected["summary"],
-        "lives": rows,
-    }
+    seconds = round(time.monotonic() - began)
+    report = {"kills": len(rows), "runs": runs, "runs_that_differ": differing, "seconds": seconds}
+    report |= {"expected": expected["summary"], "lives": rows}
     Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(1 if differing else 0)
 
