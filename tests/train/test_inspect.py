@@ -40,8 +40,8 @@ class Squares:
         return {"image": self.png(index), "label": index % self.num_classes}
 
     def png(self, index: int) -> bytes:
-        colour = [index % 256, index // 256 % 256, 7]
-        return cv2.imencode(".png", np.full((9, 12, 3), colour, np.uint8))[1].tobytes()
+        color = [index % 256, index // 256 % 256, 7]
+        return cv2.imencode(".png", np.full((9, 12, 3), color, np.uint8))[1].tobytes()
 
 
 def squares(num_train: int, num_evaluation: int, class_names: list[str]) -> Dataset:

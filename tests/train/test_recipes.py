@@ -62,7 +62,7 @@ def test_digits_are_the_papers_recipe_at_a_small_scale():
     )
 
 
-def test_digits_are_normalised_by_their_own_statistics(digits_dir: Path):
+def test_digits_are_normalized_by_their_own_statistics(digits_dir: Path):
     config = digits().replace(data_dir=digits_dir)
     train = open_dataset(config).train
     records = train.__getitems__(range(len(train)))

@@ -64,7 +64,7 @@ def picture(height: int = 48, width: int = 64) -> np.ndarray:
     return (smooth + np.random.default_rng(0).normal(size=smooth.shape) * 4).astype(np.uint8)
 
 
-def two_colours(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
+def two_colors(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
     """An image of 16 x 32 pixels, large enough that JPEG blocks do not blur its halves."""
     return np.array([[left] * 16 + [right] * 16] * 16, np.uint8)
 
@@ -139,12 +139,12 @@ def paletted(**options: Any) -> bytes:
     ],
 )  # fmt: skip
 def test_lossless_files_decode_to_8_bit_color_or_gray(encoded: bytes, expected: np.ndarray):
-    colour = images.decode(encoded, num_channels=3)
-    np.testing.assert_array_equal(colour, expected)
-    grey = images.decode(encoded, num_channels=1)
-    assert grey.shape == (48, 64, 1)
+    color = images.decode(encoded, num_channels=3)
+    np.testing.assert_array_equal(color, expected)
+    gray = images.decode(encoded, num_channels=1)
+    assert gray.shape == (48, 64, 1)
     luminance = expected @ [0.299, 0.587, 0.114]
-    np.testing.assert_allclose(grey[..., 0].astype(float), luminance, atol=1.01)
+    np.testing.assert_allclose(gray[..., 0].astype(float), luminance, atol=1.01)
 
 
 def ycck(pixels: np.ndarray) -> bytes:
@@ -166,8 +166,8 @@ def test_cmyk_and_ycck_photos_keep_their_colors(encoded: bytes):
     assert np.abs(decoded - picture()).mean() < 4
     opencv = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_allclose(decoded, np.asarray(opencv), atol=2)
-    grey = images.decode(encoded, num_channels=1)
-    np.testing.assert_allclose(grey[..., 0], decoded @ [0.299, 0.587, 0.114], atol=2)
+    gray = images.decode(encoded, num_channels=1)
+    np.testing.assert_allclose(gray[..., 0], decoded @ [0.299, 0.587, 0.114], atol=2)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -189,7 +189,7 @@ def test_32_bit_images_are_refused():
 
 
 def test_color_channels_are_in_rgb_order():
-    encoded = encode(two_colours(RED, BLUE), "JPEG", quality=95, subsampling=0)
+    encoded = encode(two_colors(RED, BLUE), "JPEG", quality=95, subsampling=0)
     decoded = images.decode(encoded, num_channels=3)
     assert decoded.shape == (16, 32, 3)
     np.testing.assert_allclose(decoded[:, 0], [RED] * 16, atol=4)
@@ -200,19 +200,19 @@ def test_color_channels_are_in_rgb_order():
 def test_a_gray_file_decodes_to_the_requested_number_of_channels(file_format: str):
     pixels = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 16, axis=0)
     encoded = encode(pixels, file_format)
-    grey = images.decode(encoded, num_channels=1)
-    colour = images.decode(encoded, num_channels=3)
-    assert (grey.shape, colour.shape) == ((16, 32, 1), (16, 32, 3))
-    np.testing.assert_allclose(grey[:, :, 0].astype(int), pixels, atol=4)
-    np.testing.assert_array_equal(colour, np.repeat(grey, 3, axis=-1))
+    gray = images.decode(encoded, num_channels=1)
+    color = images.decode(encoded, num_channels=3)
+    assert (gray.shape, color.shape) == ((16, 32, 1), (16, 32, 3))
+    np.testing.assert_allclose(gray[:, :, 0].astype(int), pixels, atol=4)
+    np.testing.assert_array_equal(color, np.repeat(gray, 3, axis=-1))
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
 def test_a_color_file_is_converted_to_gray_by_luminance(file_format: str):
-    grey = images.decode(encode(two_colours(RED, GREEN), file_format), num_channels=1)
-    assert grey.shape == (16, 32, 1)
+    gray = images.decode(encode(two_colors(RED, GREEN), file_format), num_channels=1)
+    assert gray.shape == (16, 32, 1)
     # ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B
-    np.testing.assert_allclose(grey[8, [0, -1], 0].astype(int), [75, 147], atol=5)
+    np.testing.assert_allclose(gray[8, [0, -1], 0].astype(int), [75, 147], atol=5)
 
 
 # Corner in which the first stored pixel is displayed (EXIF 2.32, tag 0x0112), and whether height

@@ -383,14 +383,14 @@ def prepare(
     name: str,
     features: dict[str, Any],
     splits: Sequence[str] = ("train", "test"),
-    unlabelled: Sequence[str] = (),
+    unlabeled: Sequence[str] = (),
 ) -> None:
     """Prepare a data set of three black images with tensorflow-datasets."""
     png = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
 
     def examples(split: str) -> Any:
         for index in range(3):
-            label = -1 if split in unlabelled else index
+            label = -1 if split in unlabeled else index
             yield index, {f: io.BytesIO(png) if f == "image" else label for f in features}
 
     def info(self: Any) -> tfds.core.DatasetInfo:
@@ -409,7 +409,7 @@ def prepare(
     builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
-def test_any_prepared_set_of_labelled_images_is_opened(tmp_path: Path):
+def test_any_prepared_set_of_labeled_images_is_opened(tmp_path: Path):
     prepare(tmp_path, "squares", {"image": IMAGE, "label": LABEL, "id": np.int64})
     dataset = open_dataset(small_config(data_dir=tmp_path, dataset="squares"))
     assert (len(dataset.train), len(dataset.evaluation), dataset.num_classes) == (3, 3, 10)
@@ -480,7 +480,7 @@ def test_missing_splits_are_named(tmp_path: Path, splits: tuple[str, ...]):
 
 
 def test_a_test_split_without_labels_is_refused(tmp_path: Path):
-    prepare(tmp_path, "contest", {"image": IMAGE, "label": LABEL}, unlabelled=["test"])
+    prepare(tmp_path, "contest", {"image": IMAGE, "label": LABEL}, unlabeled=["test"])
     assert usage_error(data_dir=tmp_path, dataset="contest").startswith(
         "--dataset contest has no labels in its split 'test'"
     )

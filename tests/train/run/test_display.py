@@ -29,7 +29,7 @@ def record_of(step: int, test_error: float | None = None) -> Record:
 
 
 def words(shown: str) -> str:
-    """What was shown, without the codes that place and colour it, on one line."""
+    """What was shown, without the codes that place and color it, on one line."""
     return " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", shown).split())
 
 
@@ -120,7 +120,7 @@ def test_a_resumed_run_does_not_count_the_steps_that_it_found(
 def test_a_line_is_printed_above_the_bar(terminal: Terminal):
     with terminal(80) as shown, Display(10) as on_screen:
         on_screen.say("resuming after step 5")
-    assert "resuming after step 5" in shown[0]  # no part of it in a colour
+    assert "resuming after step 5" in shown[0]  # no part of it in a color
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]):

@@ -373,7 +373,7 @@ def test_accumulation_makes_one_update_a_step():
 def test_unequal_workers_weigh_as_much_as_one_loss_over_all_images():
     """Section 3, remark 3.
 
-    The workers see the same images, so that normalising them together changes nothing, but with
+    The workers see the same images, so that normalizing them together changes nothing, but with
     other labels: their losses differ, and none of their gradients is a multiple of another.
     """
     rows = images_of_step(small_config(), 0)

@@ -34,9 +34,9 @@ CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
 def encoded(number: int, mode: str = "RGB", file_format: str = "JPEG") -> bytes:
     """A small image whose size and color depend on the number."""
     size = 20 + number % 17, 20 + number % 13
-    colour = tuple(number * step % 256 for step in (1, 3, 7))
+    color = tuple(number * step % 256 for step in (1, 3, 7))
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).convert(mode).save(buffer, file_format)
+    Image.new("RGB", size, color).convert(mode).save(buffer, file_format)
     return buffer.getvalue()
 
 
