@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from benchmarks.report import environment, make_parser, save
+from benchmarks.tables import checkpoint as table_of
 from benchmarks.trainer import make_trainer, random_minibatch
 from train.data.minibatches import open_dataset, training_minibatches
 from train.recipes import digits, imagenet
@@ -113,10 +114,7 @@ def main() -> None:
     report["first_minibatch"] = first_minibatch()
     with tempfile.TemporaryDirectory() as folder:
         report["saving"] = saving(options.rounds, options.steps_per_round, Path(folder))
-    for part in ("first_minibatch", "saving"):
-        for name, value in report[part].items():
-            if not isinstance(value, list):
-                print(f"{name:<28}{value:>14.3f}")
+    print(table_of(report))
     save(options.out, report)
 
 

@@ -37,6 +37,7 @@ import jax
 from benchmarks.networks import BATCH_SIZE_PER_WORKER
 from benchmarks.photographs import make_images
 from benchmarks.report import environment, make_parser, save
+from benchmarks.tables import end_to_end as table_of
 from benchmarks.trainer import make_trainer
 from train.config import Config
 from train.data.minibatches import open_dataset, training_minibatches
@@ -207,18 +208,12 @@ def main() -> None:
     options = parser.parse_args()
     report = environment(PACKAGES) | {"rounds": options.rounds, "settings": []}
     names = ON_CPU if report["hardware"]["platform"] == "cpu" else ELSEWHERE
-    print(f"{'images/s':<30}{'pipeline':>10}{'step':>10}{'both':>10}{'device waits':>15}")
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder))
         for setting in options.settings or map(Setting.named, names):
             result = measure(setting, Path(folder), options.rounds, options.seconds)
             report["settings"].append(result)
-            print(
-                f"{'/'.join(map(str, dataclasses.astuple(setting))):<30}"
-                f"{result['pipeline_images_per_second']:>10.1f}"
-                f"{result['step_images_per_second']:>10.1f}"
-                f"{result['images_per_second']:>10.1f}{result['waited_percent']:>13.2f} %"
-            )
+            print(table_of([result]), flush=True)
     save(options.out, report)
 
 

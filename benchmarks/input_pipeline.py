@@ -38,6 +38,7 @@ from benchmarks.photographs import encoded_images, make_images
 from benchmarks.pipelines import PIPELINES
 from benchmarks.report import environment, make_parser, save
 from benchmarks.subject import Subject, answer, median_ratio
+from benchmarks.tables import pipelines
 
 MINIBATCHES_PER_TURN = 6
 PACKAGES = [
@@ -143,14 +144,9 @@ def main() -> None:
         report |= measure(folder, options.rounds)
     for name, reason in report["missing"].items():
         print(f"{name} is missing: {reason}")
-    print(f"{'images/s per core':<28}{'clock':>8}{'CPU':>8}{'÷ simplejpeg':>14}{'CPU':>8}")
     for cores in (1, 2):
-        for name, entry in report.get(f"cores_{cores}", {}).items():
-            print(
-                f"{cores} × {name:<24}{entry['images_per_second_per_core']:>8.0f}"
-                f"{entry['images_per_cpu_second']:>8.0f}{entry['over_simplejpeg']:>14.2f}"
-                f"{entry['over_simplejpeg_cpu']:>8.2f}"
-            )
+        if results := report.get(f"cores_{cores}"):
+            print(f"{cores} of the cores:\n\n{pipelines(results)}\n")
     save(options.out, report)
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_warmup as ow
+from benchmarks import tables
 from benchmarks.report import environment, make_parser, save
 
 LOW, PEAK, W, T = 0.1, 3.2, 780, 14040
@@ -130,28 +131,17 @@ def main() -> None:
     options = parser.parse_args()
     report = environment(["jax", "optax"]) | {
         "rounds": options.rounds,
-        "instructions": {},
-        "million_steps": {},
+        # `optax.sgd` evaluates a schedule once per step; a constant rate takes no instructions.
+        "instructions": {
+            name: {"optax_warmup": instructions(ours), "optax": instructions(theirs)}
+            for name, (ours, theirs) in PAIRS.items()
+        },
+        "million_steps": {name: million(ours) for name, (ours, _) in PAIRS.items()},
+        "step": ratios(options.rounds),
     }
-    # `optax.sgd` evaluates a schedule once per step; a constant rate takes no instructions.
-    print(f"{'instructions after compilation':<34}{'optax_warmup':>14}{'optax':>10}")
-    for name, (ours, theirs) in PAIRS.items():
-        counts = {"optax_warmup": instructions(ours), "optax": instructions(theirs)}
-        report["instructions"][name] = counts
-        print(f"  {name:<32}{counts['optax_warmup']:>14}{counts['optax']:>10}")
-    print(f"{'a million steps in one call, ms':<34}{'first':>14}{'then':>10}")
-    for name, (ours, _) in PAIRS.items():
-        report["million_steps"][name] = spent = million(ours)
-        print(f"  {name:<32}{spent['first_s'] * 1e3:>14.1f}{spent['then_s'] * 1e3:>10.2f}")
-    report["step"] = step = ratios(options.rounds)
-    constant = step["constant"]["microseconds"]
-    print(f"time of a training step, relative to {constant:.0f} µs with a constant rate")
-    for name in list(step)[1:]:
-        entry = step[name]
-        print(
-            f"  {name:<32}{entry['ratio']:>14.3f}  (middle half of the rounds: "
-            f"{entry['quarter']:.3f} to {entry['three_quarters']:.3f})"
-        )
+    print(tables.instructions(report["instructions"]), "\n")
+    print(tables.million(report["million_steps"]), "\n")
+    print(tables.schedule_times(report["step"]))
     save(options.out, report)
 
 

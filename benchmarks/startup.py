@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from benchmarks.report import environment, make_parser, save
+from benchmarks.tables import startup as table_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["jax", "flax", "optax", "grain", "orbax-checkpoint", "tensorflow-datasets"]
@@ -79,8 +80,7 @@ def main() -> None:
             rows.append(row)
             print(json.dumps({mark: round(s, 2) for mark, s in row.items()}), flush=True)
     report["seconds"] = {mark: statistics.median(row[mark] for row in rows) for mark in rows[0]}
-    for mark, seconds in report["seconds"].items():
-        print(f"{mark:<20}{seconds:>8.2f} s")
+    print(table_of(report["seconds"]))
     save(options.out, report)
 
 

@@ -35,6 +35,7 @@ from typing import Any
 from benchmarks.networks import NETWORKS, Setting
 from benchmarks.report import environment, make_parser, save
 from benchmarks.subject import Subject, answer, median_ratio
+from benchmarks.tables import steps
 
 PACKAGES = ["jax", "flax", "optax", "torch", "transformers", "keras"]
 
@@ -114,21 +115,6 @@ def measure(setting: Setting, rounds: int, names: list[str]) -> dict[str, Any]:
     return report
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the results of one setting."""
-    size = result["image_size"]
-    print(f"{result['dtype']}, {size}x{size}, minibatch {result['batch_size']}")
-    print(f"  {'':<22}{'images/s':>10}{'first step, s':>15}{'optax-warmup is':>18}")
-    for name, entry in result["subjects"].items():
-        ratio = entry.get("optax_warmup_ratio")
-        print(
-            f"  {name:<22}{entry['images_per_second']:>10.1f}{entry['first_step_s']:>15.1f}"
-            + (f"{ratio:>16.2f} ×" if ratio else "")
-        )
-    for name, reason in result["missing"].items():
-        print(f"  {name:<22}missing: {reason}")
-
-
 def main() -> None:
     """Run the command."""
     names = list(NETWORKS)
@@ -179,7 +165,9 @@ def main() -> None:
         setting = Setting(image_size=image_size, batch_size=batch_size, dtype=dtype)
         result = measure(setting, options.rounds, options.subjects)
         report["settings"].append(result)
-        show(result)
+        print(steps([result]), flush=True)
+        for name, reason in result["missing"].items():
+            print(f"{name} is missing: {reason}", flush=True)
     save(options.out, report)
 
 

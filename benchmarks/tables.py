@@ -33,8 +33,8 @@ def steps(settings: list[dict[str, Any]]) -> str:
             f"{setting['image_size']}×{setting['image_size']}: {name}",
             f"{result['images_per_second']:.1f}",
             f"{result['images_per_cpu_second']:.1f}",
-            f"{1 / result['optax_warmup_ratio']:.2f}",
-            f"{1 / result['optax_warmup_ratio_cpu']:.2f}",
+            f"{1 / result['optax_warmup_ratio']:.2f}" if "optax_warmup_ratio" in result else "",
+            f"{1 / result['optax_warmup_ratio_cpu']:.2f}" if "optax_warmup_ratio" in result else "",
             f"{setting['load_average_before']:.1f}",
         ]
         for setting in settings
@@ -208,6 +208,15 @@ def instructions(counts: dict[str, dict[str, int]]) -> str:
     return table(["instructions after compilation", "optax_warmup", "optax"], rows)
 
 
+def million(results: dict[str, dict[str, float]]) -> str:
+    """Milliseconds for a million steps of a schedule in one call."""
+    rows = (
+        [name, f"{of['first_s'] * 1e3:.1f}", f"{of['then_s'] * 1e3:.2f}"]
+        for name, of in results.items()
+    )
+    return table(["ms for a million steps in one call", "with compilation", "without"], rows)
+
+
 def schedule_times(step: dict[str, dict[str, float]]) -> str:
     """Time of a training step with a schedule, relative to a constant rate."""
     rows = (
@@ -247,6 +256,7 @@ def make_tables() -> dict[str, str]:
         "checkpoint": checkpoint(reports["checkpoint"]),
         "weak-scaling": weak_scaling(reports["weak_scaling"]),
         "instructions": instructions(reports["schedule"]["instructions"]),
+        "million": million(reports["schedule"]["million_steps"]),
         "schedule-times": schedule_times(reports["schedule"]["step"]),
         "pod-forms": pod_forms(reports["pod"]["forms"]),
         "pod-overlap": pod_overlap(reports["pod"]["overlap"]),

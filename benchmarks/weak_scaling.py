@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.report import environment, make_parser, save
 from benchmarks.subject import Subject, answer
+from benchmarks.tables import weak_scaling as table_of
 
 BATCH_SIZE_PER_WORKER = 32
 
@@ -136,10 +137,7 @@ def main() -> None:
         each = [two / (2 * one) for two, one in zip(rates[name], rates["one"], strict=True)]
         report[f"efficiency_{name}"] = statistics.median(each)
         report[f"efficiency_{name}_rounds"] = each
-    print(f"{'':<12}{'images/s':>10}{'efficiency':>12}")
-    for name, each in rates.items():
-        efficiency = report.get(f"efficiency_{name}", 1.0)
-        print(f"{name:<12}{statistics.median(each):>10.2f}{efficiency:>12.3f}")
+    print(table_of(report))
     save(options.out, report)
 
 
