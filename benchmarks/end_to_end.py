@@ -1,36 +1,30 @@
-"""From JPEGs to updated parameters: what bounds the rate, and how long the device waits.
+"""Training from JPEGs: what limits the throughput, and how long the device waits.
 
     python -m venv .venv-bench
     .venv-bench/bin/pip install -c constraints.txt -e '.[train]'
-    .venv-bench/bin/python benchmarks/end_to_end.py [--out benchmarks/end_to_end.json]
-        [--settings resnet50/224/32/float32 ...] [--rounds 3] [--seconds 5]
+    .venv-bench/bin/python -m benchmarks.end_to_end
 
-Prints a table and writes the same numbers as JSON; four minutes on two cores. Each round of a
-setting, MODEL/SIZE/MINIBATCH/DTYPE, measures three things one after the other, because a shared
-machine's speed drifts:
+It prints a table and writes the same numbers as JSON, in four minutes on two cores. Each round of a
+setting, MODEL/SIZE/MINIBATCH/DTYPE, measures three things one after the other:
 
-- the input pipeline alone: from ArrayRecord with the JPEGs of benchmarks/input_pipeline.py to
+- the input pipeline alone: from ArrayRecord with the JPEGs of benchmarks/photographs.py to
   minibatches on the device;
 - the step alone: training with --data synthetic, the same minibatch at every step;
 - both: training on those JPEGs.
 
-Training is made of the trainer's parts, in the order of train/loop.py: each step is started before
-the metrics of the one before it are read. The device waits from the end of a step until the next
-one has been started and its minibatch lies on the device; of the step alone that is what the host
-costs. The slower of the two parts alone bounds the rate. On a CPU both share the cores: what
-decoding takes from the step shows in the rates, not in the waiting.
+Training runs the trainer's parts in the order of train/loop.py: it dispatches each step before it
+reads the metrics of the previous one. The device waits from the end of a step until the next one
+has been dispatched and its minibatch is on the device; with the step alone, the host alone causes
+this. The slower of the two parts limits the throughput. On a CPU both parts share the cores, so
+decoding slows the step down instead of letting the device wait.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,18 +32,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import make_images
-from step import BATCH_SIZE_PER_WORKER, LEARNING_RATE, NUM_CLASSES, hardware, version
+import jax
+
+from benchmarks.networks import BATCH_SIZE_PER_WORKER
+from benchmarks.photographs import make_images
+from benchmarks.report import environment, make_parser, save
+from benchmarks.tables import end_to_end as table_of
+from benchmarks.trainer import make_trainer
+from train.config import Config
+from train.data.dataset import open_dataset
+from train.data.minibatches import training_minibatches
+from train.data.reader import on_devices
+from train.plan import make_plan
+from train.recipes import imagenet
+from train.step.examples import abstract_minibatch
 
 PACKAGES = ["jax", "flax", "optax", "grain", "simplejpeg", "opencv-python-headless"]
 ON_CPU = ["resnet50/224/32/float32", "resnet8/16/128/float32"]
 ELSEWHERE = ["resnet50/224/256/bfloat16"]
-STEPS_FIRST = 2  # that start with what was read before them, and are not counted
+UNCOUNTED_STEPS = 2  # the first steps start with minibatches that were prefetched
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is trained on what."""
+    """A network and its minibatches."""
 
     model: str
     image_size: int
@@ -58,35 +64,25 @@ class Setting:
 
     @classmethod
     def named(cls, name: str) -> Setting:
-        """Read MODEL/SIZE/MINIBATCH/DTYPE."""
+        """Parse MODEL/SIZE/MINIBATCH/DTYPE."""
         model, image_size, batch_size, dtype = name.split("/")
         return cls(model=model, image_size=int(image_size), batch_size=int(batch_size), dtype=dtype)
 
 
 class Training:
-    """The trainer's parts, put together once.
+    """The trainer's parts, built once for all measurements of a setting.
 
     Args:
-        setting: what is trained.
-        folder: where `make_images` has put the data set.
+        setting: network and minibatches.
+        folder: folder with the data set of `make_images`.
     """
 
     def __init__(self, setting: Setting, folder: Path) -> None:
-        import jax
-        import jax.numpy as jnp
-
-        from train.recipes import imagenet
-        from train.step.examples import abstract_minibatch
-        from train.step.optimizer import make_optimizer
-        from train.step.state import initial_state
-        from train.step.train_step import make_train_step
-        from train.step.workers import make_workers
-
         n = min(BATCH_SIZE_PER_WORKER, setting.batch_size)
         synthetic = imagenet().replace(
-            model=setting.model,  # pyright: ignore[reportArgumentType]
+            model=setting.model,
             image_size=setting.image_size,
-            dtype=setting.dtype,  # pyright: ignore[reportArgumentType]
+            dtype=setting.dtype,
             num_workers=setting.batch_size // n,
             batch_size_per_worker=n,
             data="synthetic",
@@ -95,30 +91,20 @@ class Training:
         self._photographs = synthetic.replace(
             data="prepared", dataset="photographs", data_dir=folder
         )
-        self._workers = make_workers(synthetic, jax.devices()[:1])
-        optimizer = make_optimizer(lambda _: jnp.float32(LEARNING_RATE))
-        train_step = make_train_step(synthetic.experiment, NUM_CLASSES, optimizer, self._workers)
-        self._state = initial_state(synthetic.experiment, NUM_CLASSES, optimizer, self._workers)
+        self._workers, train_step, self._state = make_trainer(synthetic, jax.devices()[:1])
         shapes = abstract_minibatch(synthetic.experiment, self._workers)
         self._step = train_step.lower(self._state, shapes).compile()
 
-    def _minibatches(self, config: Any) -> Iterator[Any]:
-        from train.data.dataset import open_dataset
-        from train.data.minibatches import training_minibatches
-        from train.data.reader import on_devices
-        from train.plan import make_plan
-
-        dataset = open_dataset(config)
-        read = training_minibatches(make_plan(config, dataset, self._workers), 0, 1_000_000)
+    def _minibatches(self, config: Config) -> Iterator[Any]:
+        plan = make_plan(config, open_dataset(config), self._workers)
+        read = training_minibatches(plan, 0, 1_000_000)
         return on_devices(read, self._workers)
 
     def pipeline(self, seconds: float) -> float:
-        """Images a second that the input pipeline delivers by itself, over that many seconds."""
-        import jax
-
+        """Measure the images per second of the input pipeline alone, for this many seconds."""
         config, number, passed = self._photographs, 0, 0.0
         minibatches = self._minibatches(config)
-        # As many as may have been on their way when the first arrived.
+        # Skip the minibatches that may have been prefetched when the first one arrived.
         for _ in range(config.machine.prefetch_steps + 3):
             jax.block_until_ready(next(minibatches))
         began = time.perf_counter()
@@ -128,8 +114,7 @@ class Training:
         return number * config.experiment.batch_size / passed
 
     def train(self, seconds: float, *, synthetic: bool) -> dict[str, float]:
-        """Train for about that long: images a second, and the share of time the device waited."""
-        import jax
+        """Train for about this long; measure images per second and the share of time waited."""
 
         def watch(minibatch: Any, metrics: Any) -> tuple[float, float]:
             jax.block_until_ready(minibatch)
@@ -140,19 +125,19 @@ class Training:
         steps: list[Future[tuple[float, float]]] = []
         metrics, counted_from = None, 0.0
         config = self._synthetic if synthetic else self._photographs
-        # One thread, so it looks at a step only when the one before has ended.
+        # One thread, so that it looks at a step only after the previous one has ended.
         with ThreadPoolExecutor(1) as watcher:
             for minibatch in self._minibatches(config):
                 before = metrics
                 self._state, metrics = self._step(self._state, minibatch)
                 steps.append(watcher.submit(watch, minibatch, metrics))
-                jax.device_get(before)  # while the step that was just started runs
-                if len(steps) == STEPS_FIRST + 1:
+                jax.device_get(before)  # while the step that was just dispatched runs
+                if len(steps) == UNCOUNTED_STEPS + 1:
                     counted_from = time.perf_counter()
                 elif counted_from and time.perf_counter() - counted_from >= seconds:
                     break
             times = [step.result() for step in steps]
-        counted = times[STEPS_FIRST - 1 :]
+        counted = times[UNCOUNTED_STEPS - 1 :]
         return {
             "images_per_second": (len(counted) - 1) * config.experiment.batch_size / spent(counted),
             "waited": waited(counted) / spent(counted),
@@ -161,23 +146,23 @@ class Training:
 
 
 def spent(steps: list[tuple[float, float]]) -> float:
-    """Seconds from the end of the first step to that of the last."""
+    """Return the seconds from the end of the first step to the end of the last one."""
     return steps[-1][1] - steps[0][1]
 
 
 def waited(steps: list[tuple[float, float]]) -> float:
-    """Seconds of those in which no step runs.
+    """Return how many of the seconds of `spent` pass without a running step.
 
     Args:
-        steps: when each could begin and when it ended, in their order; none begins before the one
-            before it has ended.
+        steps: begin and end of each step, in order; a step begins after the previous one has ended
+            and its own minibatch is on the device.
     """
     return sum(begin - end for (_, end), (begin, _) in itertools.pairwise(steps))
 
 
 def measure(setting: Setting, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """Measure one setting; medians of the rounds."""
-    load = os.getloadavg()[0]  # what else the machine is doing
+    """Measure one setting; return the medians of the rounds."""
+    load = os.getloadavg()[0]
     training = Training(setting, folder)
     pipeline: list[float] = []
     alone: list[dict[str, float]] = []
@@ -187,8 +172,8 @@ def measure(setting: Setting, folder: Path, rounds: int, seconds: float) -> dict
         alone.append(training.train(seconds, synthetic=True))
         both.append(training.train(seconds, synthetic=False))
 
-    def median(readings: list[dict[str, float]], key: str) -> float:
-        return statistics.median(reading[key] for reading in readings)
+    def median(results: list[dict[str, float]], key: str) -> float:
+        return statistics.median(result[key] for result in results)
 
     of_pipeline, of_step = statistics.median(pipeline), median(alone, "images_per_second")
     return dataclasses.asdict(setting) | {
@@ -203,42 +188,34 @@ def measure(setting: Setting, folder: Path, rounds: int, seconds: float) -> dict
         "bound_by": "the step" if of_step <= of_pipeline else "the input pipeline",
         "waited_percent": 100 * median(both, "waited"),
         "waited_percent_step_alone": 100 * median(alone, "waited"),
-        "num_steps": sum(reading["num_steps"] for reading in both),
+        "num_steps": sum(result["num_steps"] for result in both),
     }
 
 
 def main() -> None:
-    """Makes the images, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description="Measures training from JPEGs to parameters.")
-    parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
-    parser.add_argument("--settings", type=Setting.named, nargs="+")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of training, in each round")
+    """Run the command."""
+    parser = make_parser(__file__, "Measure training from JPEGs to parameters.")
+    add = parser.add_argument
+    add(
+        "--settings",
+        type=Setting.named,
+        nargs="+",
+        metavar="SETTING",
+        help=f"settings, as MODEL/SIZE/MINIBATCH/DTYPE; default: {' '.join(ON_CPU)} on a CPU, else "
+        f"{' '.join(ELSEWHERE)}",
+    )
+    add("--rounds", type=int, default=3, help="rounds per setting; default: 3")
+    add("--seconds", type=float, default=5.0, help="seconds per measurement; default: 5")
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    machine = hardware()
-    names = ON_CPU if machine["platform"] == "cpu" else ELSEWHERE
-    report: dict[str, Any] = {
-        "versions": {name: version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "hardware": machine,
-        "rounds": options.rounds,
-        "settings": [],
-    }
-    print(f"{'images a second':<30}{'pipeline':>10}{'step':>10}{'both':>10}{'device waits':>15}")
+    report = environment(PACKAGES) | {"rounds": options.rounds, "settings": []}
+    names = ON_CPU if report["hardware"]["platform"] == "cpu" else ELSEWHERE
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder))
         for setting in options.settings or map(Setting.named, names):
             result = measure(setting, Path(folder), options.rounds, options.seconds)
             report["settings"].append(result)
-            print(
-                f"{'/'.join(map(str, dataclasses.astuple(setting))):<30}"
-                f"{result['pipeline_images_per_second']:>10.1f}"
-                f"{result['step_images_per_second']:>10.1f}"
-                f"{result['images_per_second']:>10.1f}{result['waited_percent']:>13.2f} %"
-            )
-    Path(options.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {options.out}")
+            print(table_of([result]), flush=True)
+    save(options.out, report)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,39 @@
-"""All there is to know of one GPU, in ten minutes: six parts, each in a process of its own.
+"""Single-GPU benchmark suite (about ten minutes): six parts, each in a process of its own.
 
     python -m venv .venv-bench
     .venv-bench/bin/pip install -c constraints.txt -e '.[train,cuda13]' torch transformers
-    .venv-bench/bin/python benchmarks/gpu.py [--parts step bounds ...] [--out benchmarks/gpu.json]
+    .venv-bench/bin/python -m benchmarks.gpu
 
-Where there is no network, the packages travel: on a machine with one and the same Python,
+Without a network, carry the packages. On a connected machine with the same Python, run
 
     pip wheel -w wheels -c constraints.txt '.[train,cuda13]' torch transformers
 
-and there, from a checkout into which the folder `wheels` was copied,
+and then, in a checkout with that folder `wheels`,
 
     .venv-bench/bin/pip install --no-index -f wheels 'optax-warmup[train,cuda13]' torch transformers
 
-Prints the page's section and writes the same numbers as JSON, anew after each part, so that what a
-limit of time cuts off is only what was not yet measured. A part that fails, or is not done within
-its seconds, is recorded with the last line of its error and what it had; the others go on, and the
-exit code is 1. On a CPU the sizes are small: that tries the script, and says nothing of a GPU.
+It prints its tables and writes the same numbers as JSON after each part, so that a time limit costs
+only the parts that were not yet measured. A part that fails or exceeds its limit is recorded with
+the last line of its error and its results so far; the others still run, and the exit code is 1. On
+a CPU the sizes are small: that tests the script, and says nothing about a GPU.
 
-- `step`: benchmarks/step.py at several minibatches, this trainer (n = 32) beside Flax's BatchNorm
-  and torch with channels_last, autocast and torch.compile. They take turns while all of them fit
-  the memory; for larger minibatches each has the GPU to itself.
-- `bounds`: the share of the GPU's peak that the model's operations come to (MFU), and the rate at
-  which the step's bytes, as XLA counts them, would pass at the bandwidth of a copy.
-- `profile`: the device's time by kind of operation.
+- `step`: benchmarks/step.py at several batch sizes, for this trainer (n = 32), Flax's BatchNorm and
+  torch with channels_last, autocast and torch.compile. They take turns while all of them fit the
+  memory; at larger batch sizes each has the GPU to itself.
+- `bounds`: the model's operations as a share of the GPU's peak (MFU), and the throughput at which
+  the step's bytes, as XLA counts them, would pass at the bandwidth of a copy.
+- `profile`: device time by kind of work.
 - `end_to_end`: benchmarks/end_to_end.py, a minute of it.
 - `checkpointing`: 1,000 steps of ResNet-50 with a checkpoint every 100.
-- `digits`: `python -m train` as it is.
+- `digits`: `python -m train` with its defaults.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import dataclasses
-import itertools
 import json
 import os
-import platform
-import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,44 +42,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import page
-import step
-
-ROOT = Path(__file__).parents[1]
-
-# A multiplication and an addition are two operations, and the backward pass takes twice the forward
-# one's; 4.1e9 multiplications for an image of 224x224 in ResNet-50 (He et al. 2016, table 1, and
-# the strides on its 3x3 convolutions).
-MODEL_FLOPS = 3 * 2 * 4.1e9
-# Dense bfloat16, from the makers' data sheets; the first name that is part of the device's.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12,
-    "H100": 989e12, "H200": 989e12, "A100": 312e12,
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """How much of everything is measured."""
-
-    dtype: str
-    image_size: int
-    batch_sizes: tuple[int, ...]
-    """In the order of their weight, since the last may be cut off; the first is profiled."""
-    shared_batch_size: int
-    """The largest of which all subjects fit the memory together."""
-    rounds: int
-    timed_steps: int
-    """In each of them, and in the profile."""
-    copy_bytes: int
-    end_to_end: str
-    """A setting of benchmarks/end_to_end.py."""
-    end_to_end_seconds: float
-    checkpointing: tuple[str, ...]
-    digits: tuple[str, ...]
-    checkpoint_every_steps: int
-    num_steps: int
-
+from benchmarks.gpu_parts import (
+    Sizes,
+    bounds,
+    checkpointing,
+    digits,
+    end_to_end,
+    profile,
+    steps,
+)
+from benchmarks.report import environment, make_parser, save
+from benchmarks.step import PACKAGES
+from benchmarks.subject import ROOT
+from benchmarks.tables import gpu as gpu_tables
 
 ON_GPU = Sizes(
     dtype="bfloat16",
@@ -119,277 +88,7 @@ ON_CPU = Sizes(
 )
 
 
-def steps(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Let the subjects take turns, one minibatch after the other."""
-    names = ["optax-warmup", "flax", "torch, compiled"]
-    settings: list[dict[str, Any]] = []
-    for batch_size in sizes.batch_sizes:
-        setting = step.Setting(
-            image_size=sizes.image_size, batch_size=batch_size, dtype=sizes.dtype
-        )
-        shared = batch_size <= sizes.shared_batch_size
-        for group in [names] if shared else [[name] for name in names]:
-            settings.append(step.measure(setting, sizes.rounds, group))
-            yield {"settings": settings}
-
-
-def compiled_step(sizes: Sizes) -> tuple[Any, Any, Any]:
-    """The trainer's step for the first minibatch, compiled, and what it is called with."""
-    train, state, minibatch = step.trainer(
-        step.Setting(
-            image_size=sizes.image_size, batch_size=sizes.batch_sizes[0], dtype=sizes.dtype
-        )
-    )
-    return train.lower(state, minibatch).compile(), state, minibatch
-
-
-def bounds(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Measure steps and copies in turns, and compare them with what the device could do."""
-    import jax
-    import jax.numpy as jnp
-
-    train, state, minibatch = compiled_step(sizes)
-    cost = train.cost_analysis()
-    copy = jax.jit(lambda x: x + 1, donate_argnums=0)
-    array = jnp.zeros(sizes.copy_bytes // 4, jnp.float32)
-    repeats = sizes.timed_steps
-    rates: list[float] = []
-    bandwidths: list[float] = []
-    for number in range(sizes.rounds + 1):
-        start = time.perf_counter()
-        for _ in range(repeats):
-            array = copy(array)
-        array.block_until_ready()
-        middle = time.perf_counter()
-        for _ in range(repeats):
-            state, metrics = train(state, minibatch)
-            del metrics
-        jax.block_until_ready(state)
-        end = time.perf_counter()
-        if number:  # the first round compiles
-            bandwidths.append(repeats * 2 * array.nbytes / (middle - start))
-            rates.append(repeats * sizes.batch_sizes[0] / (end - middle))
-    rate, bandwidth = statistics.median(rates), statistics.median(bandwidths)
-    kind = jax.devices()[0].device_kind
-    flops = MODEL_FLOPS * (sizes.image_size / 224) ** 2
-    peak = next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
-    yield {
-        "batch_size": sizes.batch_sizes[0],
-        "images_per_second": rate,
-        "model_flops_per_image": flops,
-        "xla_flops_per_image": cost["flops"] / sizes.batch_sizes[0],
-        "peak_flops": peak,
-        "mfu": peak and rate * flops / peak,
-        "bytes_per_image": cost["bytes accessed"] / sizes.batch_sizes[0],
-        "copy_bytes_per_second": bandwidth,
-        "bandwidth_bound_images_per_second": bandwidth
-        / (cost["bytes accessed"] / sizes.batch_sizes[0]),
-    }
-
-
-CONTAINERS = {"call", "while", "conditional"}  # whose contents are counted by themselves
-MOVES = {
-    "copy", "copy-start", "copy-done", "transpose", "bitcast", "bitcast-convert", "reshape",
-    "parameter", "tuple", "get-tuple-element", "constant", "broadcast", "concatenate", "slice",
-    "dynamic-slice", "dynamic-update-slice", "pad", "reverse",
-}  # fmt: skip
-NO_LOOPS = {"custom-call", "sort", "rng", "rng-bit-generator", "infeed", "outfeed"}
-
-
-def kinds_of(hlo: str) -> dict[str, str]:
-    """What kind of work each instruction of a compiled program is, by its name.
-
-    A fusion is the first of these that it has inside: convolutions and matrix products, reductions,
-    elementwise arithmetic; else copies and transposes.
-
-    Args:
-        hlo: text of the program.
-    """
-    bodies: dict[str, list[tuple[str, str, str]]] = {}
-    body: list[tuple[str, str, str]] = []
-    for line in hlo.splitlines():
-        if heading := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
-            body = bodies[heading[1]] = []
-        elif found := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .*?\s([a-z][\w-]*)\((.*)", line):
-            body.append((found[1], found[2], found[3]))
-
-    def inside(opcode: str, rest: str) -> set[str]:
-        if called := opcode == "fusion" and re.search(r"calls=%?([\w.-]+)", rest):
-            return set().union(*(inside(*each[1:]) for each in bodies[called[1]]))
-        target = re.search(r'custom_call_target="([^"]*)"', rest)
-        return {named(target[1]) if target else opcode}
-
-    return {
-        name: kind_of(inside(opcode, rest))
-        for body in bodies.values()
-        for name, opcode, rest in body
-        if opcode not in CONTAINERS
-    }
-
-
-def kind_of(opcodes: set[str]) -> str:
-    """The kind of work of an instruction with these opcodes inside."""
-    if any(re.match("all-|reduce-scatter|collective", opcode) for opcode in opcodes):
-        return "all-reduce"
-    if opcodes & {"convolution", "dot"}:
-        return "convolution or matrix product"
-    if opcodes & {"reduce", "reduce-window", "select-and-scatter", "scatter"}:
-        return "reduction"
-    if opcodes <= MOVES:
-        return "copy or transpose"
-    return "other" if opcodes & NO_LOOPS else "elementwise"
-
-
-def named(kernel: str) -> str:
-    """The opcode that a library's kernel, or the function that calls it, does the work of."""
-    patterns = {
-        "convolution": "conv(?!ert)|gemm|cudnn|cublas|cutlass|xmma|dot|matmul",
-        "reduce": "reduc",
-        "copy": "copy|transpose|memcpy",
-        "add": "loop|fusion|elementwise",
-    }
-    for opcode, pattern in patterns.items():
-        if re.search(pattern, kernel, re.IGNORECASE):
-            return opcode
-    return "custom-call"
-
-
-def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Add up the device's time in a trace of a few steps."""
-    import jax
-    from jax.profiler import ProfileData
-
-    num_steps = sizes.timed_steps
-    train, state, minibatch = compiled_step(sizes)
-    state, _ = train(state, minibatch)
-    jax.block_until_ready(state)
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, profiler_options=options):
-            start = time.perf_counter()
-            for _ in range(num_steps):
-                state, _ = train(state, minibatch)
-            jax.block_until_ready(state)
-            seconds = time.perf_counter() - start
-        [file] = Path(folder).rglob("*.xplane.pb")
-        trace = ProfileData.from_file(str(file))
-    hlo = train.as_text()
-    [module] = re.findall(r"^HloModule ([\w.-]+)", hlo)
-    kinds = kinds_of(hlo)
-    # A kernel's name is its instruction's, where the trace does not say which that was.
-    by_kernel = {name.replace(".", "_").replace("-", "_"): name for name in kinds}
-    spent: collections.Counter[tuple[str, str]] = collections.Counter()
-    for plane in trace.planes:
-        on_device = plane.name.startswith("/device:")  # of a CPU, the operations are the host's
-        for line in plane.lines:
-            if on_device and not line.name.startswith(("Stream", "XLA Ops")):
-                continue  # what sums up the others
-            for event in line.events:
-                stats = dict(event.stats)
-                name = str(stats.get("hlo_op") or by_kernel.get(event.name, event.name))
-                of_step = str(stats.get("hlo_module", module)).startswith(module)
-                if not of_step or not (on_device or name in kinds):
-                    continue
-                kind = kinds.get(name) or kind_of({named(event.name)})
-                spent[kind, name] += event.duration_ns
-    total = spent.total()
-    shares: collections.Counter[str] = collections.Counter()
-    for (kind, _), nanoseconds in spent.items():
-        shares[kind] += nanoseconds / total  # pyright: ignore[reportArgumentType]
-    yield {
-        "batch_size": sizes.batch_sizes[0],
-        "num_steps": num_steps,
-        "step_seconds": seconds / num_steps,
-        "device_seconds_per_step": total / num_steps / 1e9,
-        "shares": dict(shares.most_common()),
-        "longest": [
-            {"name": name, "kind": kind, "share": nanoseconds / total}
-            for (kind, name), nanoseconds in spent.most_common(20)
-        ],
-    }
-
-
-def end_to_end(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Train on JPEGs."""
-    import end_to_end
-    from input_pipeline import make_images
-
-    with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder))
-        setting = end_to_end.Setting.named(sizes.end_to_end)
-        yield end_to_end.measure(setting, Path(folder), 1, sizes.end_to_end_seconds)
-
-
-def train(*flags: str) -> float:
-    """Run the trainer; the seconds it takes.
-
-    Raises:
-        RuntimeError: with its last line, if it fails.
-    """
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "train", *flags]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError((run.stderr or run.stdout).strip().splitlines()[-1])
-    return time.perf_counter() - start
-
-
-def checkpointing(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Train with checkpoints; how long each of them holds up training."""
-    every = sizes.checkpoint_every_steps
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = train(
-            *sizes.checkpointing, "--data", "synthetic", "--num-steps", str(sizes.num_steps),
-            "--checkpoint-every-steps", str(every), "--workdir", folder,
-        )  # fmt: skip
-        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-    records = [record for record in map(json.loads, lines) if "train/seconds" in record]
-    saves = save_seconds(records, every)
-    yield {
-        "command": " ".join(["python -m train", *sizes.checkpointing]),
-        "num_steps": summary["num_steps"],
-        "seconds": seconds,
-        "images_per_second": statistics.median(r["train/images_per_second"] for r in records),
-        "checkpoint_every_steps": every,
-        "save_seconds": statistics.median(saves),
-        "longest_save_seconds": max(saves),
-    }
-
-
-def save_seconds(records: list[dict[str, Any]], every: int) -> list[float]:
-    """How long each save held training up, by the records around it.
-
-    Their rate leaves saves out, their seconds do not.
-
-    Args:
-        records: of metrics.jsonl.
-        every: so many steps a checkpoint was saved.
-    """
-    images_per_step = records[-1]["train/num_examples_seen"] / records[-1]["step"]
-    return [
-        after["train/seconds"]
-        - before["train/seconds"]
-        - (after["step"] - before["step"]) * images_per_step / after["train/images_per_second"]
-        for before, after in itertools.pairwise(records)
-        if before["step"] % every == 0
-    ]
-
-
-def digits(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Run the main job on the digits."""
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = train(*sizes.digits, "--workdir", folder)
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-    yield {
-        "seconds": seconds,
-        "num_steps": summary["num_steps"],
-        "top1_error": summary["top1_error_median_last5"],
-    }
-
-
-# What each may take, in seconds: less than ten minutes altogether.
+# Parts with their time limits in seconds, less than ten minutes in total.
 PARTS: dict[str, tuple[int, Callable[[Sizes], Iterator[dict[str, Any]]]]] = {
     "step": (215, steps),
     "bounds": (55, bounds),
@@ -401,33 +100,28 @@ PARTS: dict[str, tuple[int, Callable[[Sizes], Iterator[dict[str, Any]]]]] = {
 
 
 def run_part(name: str, on_cpu: bool, folder: Path) -> dict[str, Any]:
-    """Run one part in a process of its own, with those that it starts; what it came to."""
+    """Run one part in a process group of its own; return its results or its error."""
     limit, _ = PARTS[name]
-    limit *= 10 if on_cpu else 1  # there nothing depends on the time, and a machine may be busy
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),  # three parts compile the same step
-    }
+    limit *= 10 if on_cpu else 1  # a CPU may be busy, and its times mean nothing
+    # Three parts compile the same step.
+    variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
     if on_cpu:
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling would take longest
+        variables["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling would take most of the time
     out, log = folder / f"{name}.json", folder / f"{name}.log"
-    command = [sys.executable, __file__, "--part", name, "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--out", str(out)]
+    command += ["--on-cpu"] if on_cpu else []
     start = time.perf_counter()
-    with log.open("w") as said:
+    with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, *(["--on-cpu"] if on_cpu else [])],
-            stdout=said,
-            stderr=said,
-            env=environment,
-            start_new_session=True,
+            command, cwd=ROOT, env=variables, stdout=output, stderr=output, start_new_session=True
         )
         try:
             process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            log.write_text(f"not done after {limit} s")
-        except BaseException:  # Ctrl-C does not reach it
+            log.write_text(f"timeout after {limit} s")
+        except BaseException:  # Ctrl-C does not reach its process group
             os.killpg(process.pid, signal.SIGKILL)
             raise
     result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
@@ -437,45 +131,36 @@ def run_part(name: str, on_cpu: bool, folder: Path) -> dict[str, Any]:
     return result | {"took_seconds": time.perf_counter() - start}
 
 
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Write JSON whole, or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    new.replace(path)
-
-
 def main() -> int:
-    """Runs the parts, and writes after each."""
-    parser = argparse.ArgumentParser(description="Measures one GPU in ten minutes.")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    """Run the command; return its exit code."""
+    parser = make_parser(
+        __file__,
+        "Measure one GPU in ten minutes; on a CPU, with --out, test the script at small sizes.",
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART",
+        help=f"parts to measure; default: {' '.join(PARTS)}",
+    )  # fmt: skip
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--on-cpu", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         _, measure = PARTS[options.part]
         for result in measure(ON_CPU if options.on_cpu else ON_GPU):
-            write(options.out, result)
+            save(options.out, result)
         return 0
-    machine = step.hardware()
-    on_cpu = machine["platform"] == "cpu"
-    if on_cpu and not options.out:
-        parser.error("there is no GPU; with --out FILE it runs at small sizes on the CPU")
-    path = options.out or Path(__file__).with_suffix(".json")
-    report: dict[str, Any] = {
-        "versions": {name: step.version(name) for name in step.PACKAGES},
-        "python": platform.python_version(),
-        "hardware": machine,
-        "rounds": (ON_CPU if on_cpu else ON_GPU).rounds,
-        "parts": {},
-    }
+    report = environment(PACKAGES)
+    on_cpu = report["hardware"]["platform"] == "cpu"
+    if on_cpu and options.out == parser.get_default("out"):
+        parser.error("JAX finds no GPU; pass --out FILE to run at small sizes on the CPU")
+    report |= {"rounds": (ON_CPU if on_cpu else ON_GPU).rounds, "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.parts:
             result = run_part(name, on_cpu, Path(folder))
             report["parts"][name] = result
-            write(path, report)
             print(f"{name}: {result['took_seconds']:.0f} s", result.get("error", ""), flush=True)
-    print(f"wrote {path}\n\n{page.gpu(report, {})}")
+            save(options.out, report)
+    print("\n\n".join(["", *gpu_tables(report).values()]))
     return int(any("error" in result for result in report["parts"].values()))
 
 

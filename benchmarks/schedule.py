@@ -1,22 +1,16 @@
-"""What a schedule costs: instructions, a million steps at once, and time inside a training step.
+"""Cost of a schedule: instructions, a million steps at once, and time in a training step.
 
-    python benchmarks/schedule.py [--out benchmarks/schedule.json]
+    python -m benchmarks.schedule
 
-Prints a table and writes the same numbers as JSON. Takes 15 s on two cores. Times are
-compared as ratios of rounds that take turns, because a shared machine's speed drifts by more than
-what is to be measured.
+It prints a table and writes the same numbers as JSON, in 15 s on two cores.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,10 +18,13 @@ import jax.numpy as jnp
 import optax
 
 import optax_warmup as ow
+from benchmarks import tables
+from benchmarks.report import environment, make_parser, save
 
 LOW, PEAK, W, T = 0.1, 3.2, 780, 14040
 DROPS = {4680: 0.1, 9360: 0.1, 12480: 0.1}
 RELATIVE = {step - W: scale for step, scale in DROPS.items()}
+WARMUP_ROUNDS = 5
 
 # The same rates, from this library and from optax alone.
 PAIRS: dict[str, tuple[optax.Schedule, optax.Schedule]] = {
@@ -53,21 +50,21 @@ PAIRS: dict[str, tuple[optax.Schedule, optax.Schedule]] = {
 
 
 def instructions(function: Callable[..., Any]) -> int:
-    """Instructions of the compiled program, those inside of fusions included."""
+    """Count the instructions of the compiled program, including those inside fusions."""
     text = jax.jit(function).lower(jnp.int32(0)).compile().as_text() or ""
     found = re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = \S+ ([\w-]+)\(", text, re.MULTILINE)
     return sum(name not in ("parameter", "constant", "fusion", "call") for name in found)
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Wall time of one call, to its end."""
+    """Measure the wall time of a call and of the computations that it starts."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def million(schedule: optax.Schedule) -> dict[str, float]:
-    """A million steps in one vmapped call: the first with its compilation, then the best of 5."""
+    """Measure a million steps in one vmapped call: with compilation, then the best of 5."""
     evaluate = jax.jit(jax.vmap(schedule))
     steps = jnp.arange(1_000_000, dtype=jnp.int32)
     first = seconds(lambda: evaluate(steps))
@@ -75,7 +72,7 @@ def million(schedule: optax.Schedule) -> dict[str, float]:
 
 
 def training_step(rate: float | optax.Schedule) -> Callable[[], Any]:
-    """Steps of SGD on a small linear model, with its state kept between calls."""
+    """Return a function that runs 20 steps of SGD on a small linear model, and keeps its state."""
     optimizer = optax.sgd(rate, momentum=0.9)
     images = jax.random.normal(jax.random.key(0), (64, 512))
     params = jnp.zeros((512, 512))
@@ -99,9 +96,9 @@ def training_step(rate: float | optax.Schedule) -> Callable[[], Any]:
 
 
 def ratios(rounds: int) -> dict[str, dict[str, float]]:
-    """Time of a step with each schedule over that with a constant rate, round by round.
+    """Compare the time of a step with each schedule to that with a constant rate, by round.
 
-    "constant again" is the same program twice: what it differs from 1 by is noise.
+    "constant again" is the same program a second time; its distance from 1 is noise.
     """
     ours, theirs = PAIRS["warmup, piecewise"]
     runs = {
@@ -111,13 +108,13 @@ def ratios(rounds: int) -> dict[str, dict[str, float]]:
         "optax": training_step(theirs),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 5):
-        # The order turns, so that none is always first after another.
+    for number in range(rounds + WARMUP_ROUNDS):
+        # Rotate the order, so that no subject always follows the same other one.
         names = list(runs)
         names = names[number % len(names) :] + names[: number % len(names)]
         for name in names:
             spent = seconds(runs[name])
-            if number >= 5:
+            if number >= WARMUP_ROUNDS:
                 times[name].append(spent / 20)
     result = {"constant": {"microseconds": statistics.median(times["constant"]) * 1e6}}
     for name in list(runs)[1:]:
@@ -128,41 +125,24 @@ def ratios(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description="Measures what a schedule costs.")
-    parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
-    parser.add_argument("--rounds", type=int, default=300)
+    """Run the command."""
+    parser = make_parser(__file__, "Measure what a schedule costs.")
+    parser.add_argument("--rounds", type=int, default=300, help="rounds of steps; default: 300")
     options = parser.parse_args()
-    report: dict[str, Any] = {
-        "jax": jax.__version__,
-        "optax": optax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "instructions": {},
-        "million_steps": {},
+    report = environment(["jax", "optax"]) | {
+        "rounds": options.rounds,
+        # `optax.sgd` evaluates a schedule once per step; a constant rate takes no instructions.
+        "instructions": {
+            name: {"optax_warmup": instructions(ours), "optax": instructions(theirs)}
+            for name, (ours, theirs) in PAIRS.items()
+        },
+        "million_steps": {name: million(ours) for name, (ours, _) in PAIRS.items()},
+        "step": ratios(options.rounds),
     }
-    # On the step as `optax.sgd` sees it; a constant rate counts 0.
-    print(f"{'instructions after compilation':<34}{'optax_warmup':>14}{'optax':>10}")
-    for name, (ours, theirs) in PAIRS.items():
-        counts = {"optax_warmup": instructions(ours), "optax": instructions(theirs)}
-        report["instructions"][name] = counts
-        print(f"  {name:<32}{counts['optax_warmup']:>14}{counts['optax']:>10}")
-    print(f"{'a million steps in one call, ms':<34}{'first':>14}{'then':>10}")
-    for name, (ours, _) in PAIRS.items():
-        report["million_steps"][name] = spent = million(ours)
-        print(f"  {name:<32}{spent['first_s'] * 1e3:>14.1f}{spent['then_s'] * 1e3:>10.2f}")
-    report["step"] = step = ratios(options.rounds)
-    print(
-        f"time of a training step over {step['constant']['microseconds']:.0f} µs at a constant rate"
-    )
-    for name in list(step)[1:]:
-        entry = step[name]
-        print(
-            f"  {name:<32}{entry['ratio']:>14.3f}  (half of the rounds from {entry['quarter']:.3f} "
-            f"to {entry['three_quarters']:.3f})"
-        )
-    Path(options.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {options.out}")
+    print(tables.instructions(report["instructions"]), "\n")
+    print(tables.million(report["million_steps"]), "\n")
+    print(tables.schedule_times(report["step"]))
+    save(options.out, report)
 
 
 if __name__ == "__main__":

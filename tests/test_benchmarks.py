@@ -1,10 +1,7 @@
-"""The page of measurements says what the readings say, and the scripts read what they claim to."""
+"""The benchmarks: their page is up to date, and their scripts measure what they claim to."""
 
-import importlib
 import json
 import os
-import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,29 +11,43 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import end_to_end, gpu, gpu_parts, kernels, tables
+from benchmarks.markdown import fill, table
+
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ROOT / "benchmarks"
+PAGE = "Text.\n\n<!-- table: a -->\n\nold\n\n<!-- end -->\n\n<!-- table: b-2 -->\n<!-- end -->\n"
 
 
-def test_the_page_is_made_of_the_committed_readings():
-    page = runpy.run_path(str(BENCHMARKS / "page.py"))["page"]
-    assert (BENCHMARKS / "README.md").read_text(encoding="utf-8") == page()
+def test_the_committed_page_is_up_to_date():
+    """Run `python -m benchmarks.tables` if this fails."""
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert fill(page, tables.make_tables()) == page
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script, which finds its neighbours as if it were run by itself."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("gpu")
+def test_tables_are_filled_between_their_markers():
+    filled = fill(PAGE, {"b-2": "B", "a": table(["x", "y"], [["one", 1]])})
+    assert filled == (
+        "Text.\n\n<!-- table: a -->\n\n| x | y |\n| --- | ---: |\n| one | 1 |\n\n<!-- end -->\n\n"
+        "<!-- table: b-2 -->\n\nB\n\n<!-- end -->\n"
+    )
+    assert fill(filled, {"a": "old", "b-2": ""}).count("one") == 0
 
 
-@pytest.fixture
-def end_to_end(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("end_to_end")
+@pytest.mark.parametrize(
+    "names", [{"a": ""}, {"a": "", "b-2": "", "c": ""}, {"a": "", "b": ""}], ids=str
+)
+def test_each_marker_needs_a_table_and_each_table_a_marker(names: dict[str, str]):
+    with pytest.raises(ValueError, match="the page has markers for"):
+        fill(PAGE, names)
 
 
-def test_a_gpus_kernels_are_told_apart_by_kind(gpu: Any):
+def test_a_marker_without_an_end_or_twice_is_an_error():
+    for page in (PAGE.replace("old\n\n<!-- end -->", "old"), PAGE.replace("b-2", "a")):
+        with pytest.raises(ValueError, match="the page has markers for"):
+            fill(page, {"a": "", "b-2": ""})
+
+
+def test_instructions_are_classified_by_kind_of_work():
     hlo = """HloModule jit_train_step, is_scheduled=true
 
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -68,7 +79,7 @@ ENTRY %main (x: f32[8,4]) -> (f32[8], f32[4,8]) {
   ROOT %loop_add_fusion.9 = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%sum
 }
 """  # noqa: E501
-    kinds = gpu.kinds_of(hlo)
+    kinds = kernels.kinds_of(hlo)
     assert {name: kinds[name] for name in list(kinds)[-8:-1]} == {
         "x": "copy or transpose",
         "cudnn-conv-bw-filter.3": "convolution or matrix product",
@@ -93,63 +104,62 @@ ENTRY %main (x: f32[8,4]) -> (f32[8], f32[4,8]) {
         ("something_else", "other"),
     ],
 )
-def test_a_kernel_that_no_instruction_is_named_after_goes_by_its_name(
-    gpu: Any, kernel: str, kind: str
-):
-    assert gpu.kind_of({gpu.named(kernel)}) == kind
+def test_a_kernel_without_an_instruction_is_classified_by_its_name(kernel: str, kind: str):
+    assert kernels.kind_of({kernels.opcode_of(kernel)}) == kind
 
 
-def test_what_xla_compiles_here_has_its_kinds(gpu: Any):
+def test_a_program_compiled_here_has_these_kinds():
     @jax.jit
     def program(x: jax.Array, w: jax.Array) -> Any:
         return x @ w, x.sum(0), jnp.exp(x) * 2
 
     compiled = program.lower(jnp.ones((64, 32)), jnp.ones((32, 16))).compile()
-    kinds = set(gpu.kinds_of(compiled.as_text()).values())
+    kinds = set(kernels.kinds_of(compiled.as_text() or "").values())
     assert {"convolution or matrix product", "reduction", "elementwise"} <= kinds
 
 
-def test_the_device_waits_from_the_end_of_a_step_to_the_next(end_to_end: Any):
+def test_the_device_waits_from_the_end_of_a_step_to_the_begin_of_the_next():
     steps = [(0.0, 1.0), (1.5, 2.0), (2.0, 4.0), (5.0, 6.0)]
     assert end_to_end.spent(steps) == 5
     assert end_to_end.waited(steps) == 0.5 + 0 + 1
 
 
 @pytest.fixture(scope="module")
-def readings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What gpu.py writes on a CPU where the digits cannot be written, for two of its parts."""
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Report of two parts of benchmarks.gpu on the CPU; one cannot write its data set."""
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "file").touch()
     out = folder / "gpu.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--out", str(out)]
     run = subprocess.run(
-        [*command, "--parts", "digits", "checkpointing"],
+        [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--parts", "digits",
+         "checkpointing"],
+        cwd=ROOT,
         env=os.environ | {"TFDS_DATA_DIR": str(folder / "file"), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-    )
+    )  # fmt: skip
     assert run.returncode == 1, run.stderr
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def test_a_part_that_fails_is_recorded_and_the_others_go_on(readings: dict[str, Any]):
-    digits, checkpointing = readings["parts"]["digits"], readings["parts"]["checkpointing"]
+def test_a_part_that_fails_is_recorded_and_the_others_are_measured(report: dict[str, Any]):
+    digits, checkpointing = report["parts"]["digits"], report["parts"]["checkpointing"]
     assert "--data-dir" in digits["error"]
     assert "error" not in checkpointing
     assert checkpointing["num_steps"] == 20
     assert 0 < checkpointing["longest_save_seconds"] < checkpointing["seconds"]
 
 
-def test_a_part_that_takes_too_long_is_ended(
-    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_part_that_exceeds_its_time_limit_is_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setitem(gpu.PARTS, "step", (0.1, gpu.steps))
+    monkeypatch.setitem(gpu.PARTS, "step", (0.1, gpu_parts.steps))
     result = gpu.run_part("step", True, tmp_path)
-    assert result["error"] == "not done after 1.0 s"
+    assert result["error"] == "timeout after 1.0 s"
     assert "settings" not in result
 
 
-def test_a_save_takes_what_the_steps_around_it_do_not(gpu: Any):
+def test_a_save_takes_the_time_that_its_steps_do_not_explain():
     rows = [(10, 1.0, 200.0), (20, 2.5, 200.0), (30, 3.0, 400.0), (40, 5.0, 100.0)]
     records = [
         {
@@ -160,52 +170,33 @@ def test_a_save_takes_what_the_steps_around_it_do_not(gpu: Any):
         }
         for step, seconds, rate in rows
     ]
-    assert gpu.save_seconds(records, 10) == [0.5, 0.0, 0.0]
-    assert gpu.save_seconds(records, 20) == [0.0]
+    assert gpu_parts.save_seconds(records, 10) == [0.5, 0.0, 0.0]
+    assert gpu_parts.save_seconds(records, 20) == [0.0]
 
 
-def page_with(readings: dict[str, Any], folder: Path) -> str:
-    """The page as it is with these readings of a GPU beside the committed ones."""
-    for file in (*BENCHMARKS.glob("*.json"), BENCHMARKS / "page.py"):
-        shutil.copy(file, folder)
-    (folder / "gpu.json").write_text(json.dumps(readings), encoding="utf-8")
-    return runpy.run_path(str(folder / "page.py"))["page"]()
+def test_the_tables_have_the_parts_that_were_measured(report: dict[str, Any]):
+    made = tables.gpu(report)
+    assert list(made) == ["gpu-runs"]
+    assert "| `python -m train digits` | 20 |" in made["gpu-runs"]
 
 
-def test_the_page_tells_a_cpus_readings_from_a_gpus(readings: dict[str, Any], tmp_path: Path):
-    page = page_with(readings, tmp_path)
-    assert "No figure of a GPU has\nbeen measured yet" in page
-    assert "20 steps with a checkpoint every 10" in page
-    assert "digits failed: RuntimeError: python -m train: --data-dir" in page
-
-
-def test_the_page_has_a_gpus_steps_beside_its_peak(readings: dict[str, Any], tmp_path: Path):
+def test_the_step_table_has_utilization_and_ratios():
     subjects = {"optax-warmup": {"images_per_second": 5000.0}, "flax": {"images_per_second": 4e3}}
     alone = {"torch, compiled": {"images_per_second": 2500.0}}
-    parts = {
-        "step": {
-            "settings": [
-                {"batch_size": 256, "subjects": subjects, "missing": {}},
-                {"batch_size": 256, "subjects": alone, "missing": {"keras": "no memory"}},
-            ]
-        },
-        "bounds": {
-            "batch_size": 256,
-            "images_per_second": 5100.0,
-            "model_flops_per_image": 24.6e9,
-            "xla_flops_per_image": 23e9,
-            "peak_flops": 989e12,
-            "mfu": 0.127,
-            "bytes_per_image": 0.4e9,
-            "copy_bytes_per_second": 3e12,
-            "bandwidth_bound_images_per_second": 7500.0,
-        },
+    bounds = {
+        "batch_size": 256,
+        "images_per_second": 5100.0,
+        "model_flops_per_image": 24.6e9,
+        "xla_flops_per_image": 23e9,
+        "peak_flops": 989e12,
+        "mfu": 0.127,
+        "bytes_per_image": 0.4e9,
+        "copy_bytes_per_second": 3e12,
+        "bandwidth_bound_images_per_second": 7500.0,
     }
-    on_gpu = readings | {"hardware": readings["hardware"] | {"platform": "gpu"}, "parts": parts}
-    page = page_with(on_gpu, tmp_path)
-    assert "No figure of a GPU" not in page
-    assert "| 256: optax-warmup | 5,000 | 12.4 % | 1.00 |" in page
-    assert "| 256: flax | 4,000 | 9.9 % | 0.80 |" in page
-    assert "| 256: torch, compiled | 2,500 | 6.2 % | 0.50 |" in page
-    assert "keras is missing at 256: no memory" in page
-    assert "| images a second at that bandwidth | 7,500 |" in page
+    settings = [{"batch_size": 256, "subjects": some} for some in (subjects, alone)]
+    made = tables.gpu({"parts": {"step": {"settings": settings}, "bounds": bounds}})
+    assert "| 256: optax-warmup | 5,000 | 12.4 % | 1.00 |" in made["gpu-step"]
+    assert "| 256: flax | 4,000 | 9.9 % | 0.80 |" in made["gpu-step"]
+    assert "| 256: torch, compiled | 2,500 | 6.2 % | 0.50 |" in made["gpu-step"]
+    assert "| images/s at that bandwidth | 7,500 |" in made["gpu-bounds"]
