@@ -135,16 +135,19 @@ def gpu_steps(settings: list[dict[str, Any]], bounds: dict[str, Any]) -> str:
 
 
 def gpu_bounds(bounds: dict[str, Any]) -> str:
-    """Throughput of the step and the limits of the device."""
-    rows = [
-        ("images/s", f"{bounds['images_per_second']:,.0f}"),
-        ("GFLOP per image, model", f"{bounds['model_flops_per_image'] / 1e9:.1f}"),
-        ("GFLOP per image, counted by XLA", f"{bounds['xla_flops_per_image'] / 1e9:.1f}"),
-        ("share of the peak (MFU)", f"{100 * bounds['mfu']:.1f} %" if bounds["mfu"] else "unknown"),
-        ("MB per image, counted by XLA", f"{bounds['bytes_per_image'] / 1e6:,.0f}"),
-        ("GB/s of a copy", f"{bounds['copy_bytes_per_second'] / 1e9:,.0f}"),
-        ("images/s at that bandwidth", f"{bounds['bandwidth_bound_images_per_second']:,.0f}"),
+    """Throughput of the step and the limits of the device, without what is unknown."""
+    lines = [
+        ("images/s", "images_per_second", 1, ",.0f"),
+        ("GFLOP per image, model", "model_flops_per_image", 1e9, ".1f"),
+        ("GFLOP per image, counted by XLA", "xla_flops_per_image", 1e9, ".1f"),
+        ("share of the peak (MFU), %", "mfu", 0.01, ".1f"),
+        ("MB per image, counted by XLA", "bytes_per_image", 1e6, ",.0f"),
+        ("GB/s of a copy", "copy_bytes_per_second", 1e9, ",.0f"),
+        ("images/s at that bandwidth", "bandwidth_bound_images_per_second", 1, ",.0f"),
     ]
+    rows = (
+        [name, format(bounds[key] / unit, spec)] for name, key, unit, spec in lines if bounds[key]
+    )
     return table([f"batch size {bounds['batch_size']}", ""], rows)
 
 
