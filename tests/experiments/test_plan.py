@@ -1,6 +1,5 @@
 """The trials are configurations of the trainer, and each belongs to an experiment."""
 
-import dataclasses
 import math
 from typing import get_args, get_type_hints
 
@@ -70,9 +69,7 @@ def test_batch_normalization_over_the_minibatch_keeps_images_and_rate():
         assert (whole.experiment.num_workers, whole.experiment.batch_size) == (1, kn)
         changed = {"num_workers", "batch_size_per_worker", "accumulation_steps"}
         assert {
-            field.name
-            for field in dataclasses.fields(own)
-            if getattr(whole, field.name) != getattr(own, field.name)
+            name for name, value in whole.to_dict().items() if value != own.to_dict()[name]
         } <= changed
 
 

@@ -88,7 +88,7 @@ def test_a_disk_that_fills_up_with_checkpoints_ends_the_run_with_one_line(
         assert (code, said) == (
             1,
             f"python -m train: checkpoint {last + 2} cannot be written: No space left on device; "
-            f"of checkpoints, the last good one is {workdir}/checkpoints/{last}\n",
+            f"the last good checkpoint is {workdir}/checkpoints/{last}\n",
         )
         # The same command goes on where there is space again.
         mount("-o", "remount,size=100m", disk)
@@ -103,7 +103,7 @@ def test_a_disk_that_fills_up_with_metrics_ends_the_run_with_one_line(
 ):
     with small_disk(tmp_path / "disk", "64k") as disk:
         assert end_of(start(disk / "run", "--log-every-steps", "1")) == (
-            1, "python -m train: No space left on device; of checkpoints, there is none yet\n"
+            1, "python -m train: No space left on device; no checkpoint yet\n"
         )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_a_workdir_that_becomes_read_only_ends_the_run_with_one_line(
         reason = "Read-only file system"
         assert (code, said.count("\n"), said.count(reason)) == (1, 1, 1)
         assert said.startswith("python -m train: ")
-        assert said.endswith(f"the last good one is {workdir}/checkpoints/{last}\n")
+        assert said.endswith(f"the last good checkpoint is {workdir}/checkpoints/{last}\n")
         code, said = end_of(start(workdir))
         assert (code, said) == (
             1, f"python -m train: --workdir {workdir} cannot be used: {reason}\n"

@@ -67,4 +67,4 @@ def test_a_run_without_checkpoints_is_named(
 ):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     assert main(["--workdir", str(tmp_path)]) == 2
-    assert "holds no checkpoint" in capsys.readouterr().err
+    assert "has no checkpoint" in capsys.readouterr().err

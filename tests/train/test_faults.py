@@ -109,7 +109,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
             workdir, [*flags, "--num-devices", *devices], folder / "compiled", step
         )
         assert code == 75, said
-        stopped = re.search(r"stopped after step (\d+) .* the same command goes on\n$", said)
+        stopped = re.search(r"stopped after step (\d+) .* the same command resumes\n$", said)
         assert stopped, said
         assert bounds[-1] == 0 or f"resuming after step {bounds[-1]}\n" in said
         bounds.append(int(stopped[1]))
@@ -172,8 +172,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     run_to_the_end(workdir, folder / "compiled")
     said = workdir.with_suffix(".txt").read_text()
     aside = workdir / "checkpoints" / "damaged" / str(newest)
-    assert f"checkpoint {newest} is damaged" in said
-    assert f"set aside as {aside}" in said
+    assert f"checkpoint {newest} is corrupt" in said
+    assert f"moved to {aside}" in said
     assert f"resuming after step {before}" in said
     assert (aside / largest.relative_to(workdir / "checkpoints" / str(newest))).exists()
     assert outcome(workdir) == outcome(undisturbed)

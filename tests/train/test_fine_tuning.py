@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_named_with_both_shapes(trained: Path, workers: Wor
 
 @pytest.mark.parametrize("path", ["", "nowhere", "checkpoints/7"])
 def test_no_checkpoint_is_a_clear_error(trained: Path, tmp_path: Path, workers: Workers, path: str):
-    with pytest.raises(UsageError, match="holds no checkpoint"):
+    with pytest.raises(UsageError, match="has no checkpoint"):
         load_network(tmp_path if path == "" else trained / path, workers)
 
 

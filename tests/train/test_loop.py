@@ -230,9 +230,9 @@ def test_another_optimizer_and_state_take_the_place_of_the_trainers(
 
     def ones(*args: Any) -> TrainState:
         state = initial_state(*args)
-        states.append(
-            dataclasses.replace(state, params=jax.tree.map(jnp.ones_like, state.network.params))
-        )
+        params = jax.tree.map(jnp.ones_like, state.network.params)
+        network = dataclasses.replace(state.network, params=params)
+        states.append(dataclasses.replace(state, network=network))
         return states[0]
 
     def still(schedule: optax.Schedule, name: str) -> optax.GradientTransformation:

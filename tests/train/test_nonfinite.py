@@ -84,7 +84,7 @@ def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
     (without, all_finite), (skipped, finite) = train(0, 0), train(0, level, 0, level)
     assert (all_finite, finite) == ([True, True], [True, False, True, False])
     assert (without.step, skipped.step) == (2, 4)
-    for name in ("params", "batch_stats", "opt_state", "noise_scale"):
+    for name in ("network", "opt_state", "noise_scale"):
         jax.tree.map(np.testing.assert_array_equal, getattr(skipped, name), getattr(without, name))
 
 
@@ -98,7 +98,7 @@ def test_the_run_stops_at_once_and_the_last_good_checkpoint_is_kept(
         assert capsys.readouterr().err == (
             "python -m train: loss or gradients of step 2 are not finite (learning rate 8e+30); a "
             "lower --base-learning-rate or a longer --warmup-epochs may help, or --on-nonfinite "
-            f"skip; of checkpoints, the last good one is {workdir}/checkpoints/1\n"
+            f"skip; the last good checkpoint is {workdir}/checkpoints/1\n"
         )
         assert steps_of(workdir) == [1]
         assert_finite(workdir, 1)
@@ -118,7 +118,7 @@ def test_skipped_updates_are_counted_over_the_whole_run_up_to_a_limit(
         assert f"step {last} are not finite (learning rate 8e+30): update skipped, " in said.out
         assert said.err == (
             f"python -m train: loss or gradients of step {last + 1} are not finite (learning rate "
-            f"8e+30), and --max-nonfinite-steps is {limit}; of checkpoints, the last good one is "
+            f"8e+30), and --max-nonfinite-steps is {limit}; the last good checkpoint is "
             f"{workdir}/checkpoints/{last}\n"
         )
         assert_finite(workdir, last)

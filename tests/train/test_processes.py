@@ -137,8 +137,8 @@ def test_without_leave_to_replace_it_a_damaged_image_ends_the_run(data_dir: Path
     assert ended.returncode == 1
     assert re.fullmatch(
         r"python -m train: digits_in_folders, split 'train', image \d+ \(\d/\d+\.png\): not an "
-        r"image that can be decoded: .* \(40 bytes\); that makes 1 where --max-corrupt-images "
-        rf"allows 0; {workdir}/corrupt_images.jsonl lists all; of checkpoints, there is none yet\n",
+        r"image that can be decoded: .* \(40 bytes\); that makes 1 corrupt, and --max-corrupt-images "
+        rf"allows 0; {workdir}/corrupt_images.jsonl lists them; no checkpoint yet\n",
         ended.stderr,
     )
     (line,) = map(json.loads, (workdir / "corrupt_images.jsonl").read_text().splitlines())
@@ -153,7 +153,7 @@ def test_an_evaluation_leaves_a_damaged_image_out_if_it_may(
     flags = ["--workdir", str(one_process), "--predictions", str(tmp_path / "predictions.csv")]
     assert evaluate(flags) == 0
     said = capsys.readouterr().out
-    assert f"on all {PRIME - 1} test images of digits_in_folders but 1 that cannot be" in said
+    assert f"on all {PRIME - 1} test images of digits_in_folders except 1 corrupt ones" in said
     _, *rows = (tmp_path / "predictions.csv").read_text().splitlines()
     images = [int(row.split(",")[0]) for row in rows]
     assert len(images) == PRIME - 1

@@ -396,8 +396,8 @@ def test_without_the_flag_another_minibatch_is_refused(
     said = refusal(before, digits_dir, [*FLAGS, "--num-workers", "8"], capsys)
     assert said == (
         f"python -m train: --workdir {before} holds another run: --num-workers was 4 and is now 8; "
-        "choose another --workdir or the same configuration, of which only where and how it runs "
-        "may change, such as --num-devices and --accumulation-steps, and the minibatch with "
+        "choose another --workdir or repeat the experiment's flags. Only flags of machine and "
+        "output may change, such as --num-devices, and the batch size with "
         "--allow-batch-size-change\n"
     )
 
@@ -416,8 +416,8 @@ def test_a_finished_run_does_not_change(
     config = (changed / "config.json").read_text()
     flags = [*LARGE, "--num-workers", str(num_workers)]
     assert refusal(changed, digits_dir, flags, capsys) == (
-        f"python -m train: --workdir {changed} holds a run that has no step left for a minibatch "
-        f"of {num_workers * 16} after its 60; a finished run cannot change\n"
+        f"python -m train: --workdir {changed} holds a run that has no steps left for a batch size "
+        f"of {num_workers * 16} after step 60; a finished run cannot change\n"
     )
     assert (changed / "config.json").read_text() == config
     assert main(["--workdir", str(changed), "--data-dir", str(digits_dir), *LARGE]) == 0

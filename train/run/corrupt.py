@@ -78,8 +78,8 @@ class CorruptImages:
             name = "" if last["file_name"] is None else f" ({last['file_name']})"
             raise DataError(
                 f"{self._dataset.name}, split '{last['split']}', image {last['index']}{name}: "
-                f"{last['reason']}; {len(self)} corrupt images exceed --max-corrupt-images "
-                f"{allowed}{f'; {self._path} lists them' if self._path else ''}"
+                f"{last['reason']}; that makes {len(self)} corrupt, and --max-corrupt-images "
+                f"allows {allowed}{f'; {self._path} lists them' if self._path else ''}"
             )
 
     def _describe(self, split: str, index: int) -> JsonObject:

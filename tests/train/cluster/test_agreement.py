@@ -128,7 +128,7 @@ def test_a_process_with_other_flags_or_source_is_detected_before_training(
     changed = tmp_path / "changed"
     for package in ("train", "optax_warmup"):
         shutil.copytree(ROOT / package, changed / package)
-    with (changed / "train" / "resnet.py").open("a") as source:
+    with (changed / "train" / "model" / "resnet.py").open("a") as source:
         source.write("# a change\n")
     same = ["--workdir", str(tmp_path / "run"), "--num-devices", "2"]
     with started(
@@ -139,9 +139,8 @@ def test_a_process_with_other_flags_or_source_is_detected_before_training(
     for text in complaints:
         (line,) = [line for line in text.splitlines() if line.startswith("python -m train: ")]
         assert re.fullmatch(
-            "python -m train: process 2 was started otherwise than process 0: --seed is 1 and not "
-            r"0; the source of train and optax_warmup is \w+ and not \w+; start all processes "
-            "alike",
+            "python -m train: process 2 differs from process 0: --seed is 1 instead of 0; the "
+            r"source of train and optax_warmup is \w+ instead of \w+; start all processes alike",
             line,
         )
     assert not (tmp_path / "run").exists()

@@ -85,7 +85,7 @@ def test_one_more_than_may_be_is_an_error_with_name_and_place(tmp_path: Path):
     start = "birds, split 'train', image 8 (owl/1.png): not an image that can be decoded: "
     assert message.startswith(start)
     assert message.endswith(
-        f"(40 bytes); 2 corrupt images exceed --max-corrupt-images 1; {path} lists them"
+        f"(40 bytes); that makes 2 corrupt, and --max-corrupt-images allows 1; {path} lists them"
     )
     assert len(lines(path)) == 2
 
@@ -110,10 +110,10 @@ def test_a_run_that_goes_on_knows_what_it_met_before_and_forgets_what_came_later
     assert [line["step"] for line in lines(path)] == [2, 4]
     assert len(resumed) == 2
     resumed.add_from_training(5, minibatch(4))
-    with pytest.raises(DataError, match="3 corrupt images exceed --max-corrupt-images 2"):
+    with pytest.raises(DataError, match="that makes 3 corrupt, and --max-corrupt-images allows 2"):
         resumed.add_from_training(6, minibatch(6))
     stricter = CorruptImages(allowing(1), DATASET, 5, path)
-    with pytest.raises(DataError, match="2 corrupt images exceed --max-corrupt-images 1"):
+    with pytest.raises(DataError, match="that makes 2 corrupt, and --max-corrupt-images allows 1"):
         stricter.add_from_training(6, minibatch(2))
 
 
