@@ -1,4 +1,4 @@
-"""All there is to know of one GPU, in ten minutes: six parts, each in a process of its own.
+"""Single-GPU benchmark suite (up to 14 minutes): six parts, each in a process of its own.
 
     python -m venv .venv-bench
     .venv-bench/bin/pip install -c constraints.txt -e '.[train,cuda13]' torch transformers
@@ -12,20 +12,21 @@ and there, from a checkout into which the folder `wheels` was copied,
 
     .venv-bench/bin/pip install --no-index -f wheels 'optax-warmup[train,cuda13]' torch transformers
 
-Prints the page's section and writes the same numbers as JSON, anew after each part, so that what a
-limit of time cuts off is only what was not yet measured. A part that fails, or is not done within
-its seconds, is recorded with the last line of its error and what it had; the others go on, and the
-exit code is 1. On a CPU the sizes are small: that tries the script, and says nothing of a GPU.
+Prints the page's section and writes the same numbers as JSON after each part, so that a time limit
+costs only the parts that were not yet measured. A part that fails or exceeds its limit is recorded
+with the last line of its error and its results so far; the others still run, and the exit code is
+1. With `--parts`, the other parts of an existing file are kept if device and versions are the same.
+On a CPU the sizes are small: that tests the script, and says nothing about a GPU.
 
-- `step`: benchmarks/step.py at several minibatches, this trainer (n = 32) beside Flax's BatchNorm
+- `step`: benchmarks/step.py at several batch sizes, this trainer (n = 32) beside Flax's BatchNorm
   and torch with channels_last, autocast and torch.compile. They take turns while all of them fit
-  the memory; for larger minibatches each has the GPU to itself.
-- `bounds`: the share of the GPU's peak that the model's operations come to (MFU), and the rate at
-  which the step's bytes, as XLA counts them, would pass at the bandwidth of a copy.
-- `profile`: the device's time by kind of operation.
-- `end_to_end`: benchmarks/end_to_end.py, a minute of it.
+  the memory; at larger batch sizes each has the GPU to itself.
+- `bounds`: the model's operations as a share of the GPU's peak (MFU), and the throughput at which
+  the step's bytes, as XLA counts them, would pass at the bandwidth of a copy.
+- `profile`: device time by kind of operation.
+- `digits`: `python -m train` with its defaults.
+- `end_to_end`: benchmarks/end_to_end.py, half a minute of it.
 - `checkpointing`: 1,000 steps of ResNet-50 with a checkpoint every 100.
-- `digits`: `python -m train` as it is.
 """
 
 from __future__ import annotations
@@ -86,17 +87,21 @@ class Sizes:
     checkpoint_every_steps: int
     num_steps: int
 
+    def setting(self, batch_size: int) -> step.Setting:
+        """The setting of benchmarks/step.py at a batch size."""
+        return step.Setting(image_size=self.image_size, batch_size=batch_size, dtype=self.dtype)
+
 
 ON_GPU = Sizes(
     dtype="bfloat16",
     image_size=224,
-    batch_sizes=(256, 512, 128, 1024, 32),
+    batch_sizes=(256, 32, 512),
     shared_batch_size=256,
     rounds=4,
     timed_steps=10,
     copy_bytes=2**30,
     end_to_end="resnet50/224/256/bfloat16",
-    end_to_end_seconds=20,
+    end_to_end_seconds=6,
     checkpointing=("imagenet", "--dtype", "bfloat16", "--num-workers", "1"),
     digits=(),
     checkpoint_every_steps=100,
@@ -120,13 +125,11 @@ ON_CPU = Sizes(
 
 
 def steps(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Let the subjects take turns, one minibatch after the other."""
+    """Let the subjects take turns, one batch size after the other."""
     names = ["optax-warmup", "flax", "torch, compiled"]
     settings: list[dict[str, Any]] = []
     for batch_size in sizes.batch_sizes:
-        setting = step.Setting(
-            image_size=sizes.image_size, batch_size=batch_size, dtype=sizes.dtype
-        )
+        setting = sizes.setting(batch_size)
         shared = batch_size <= sizes.shared_batch_size
         for group in [names] if shared else [[name] for name in names]:
             settings.append(step.measure(setting, sizes.rounds, group))
@@ -134,12 +137,8 @@ def steps(sizes: Sizes) -> Iterator[dict[str, Any]]:
 
 
 def compiled_step(sizes: Sizes) -> tuple[Any, Any, Any]:
-    """The trainer's step for the first minibatch, compiled, and what it is called with."""
-    train, state, minibatch = step.trainer(
-        step.Setting(
-            image_size=sizes.image_size, batch_size=sizes.batch_sizes[0], dtype=sizes.dtype
-        )
-    )
+    """The trainer's compiled step at the first batch size, and its arguments."""
+    train, state, minibatch = step.trainer(sizes.setting(sizes.batch_sizes[0]))
     return train.lower(state, minibatch).compile(), state, minibatch
 
 
@@ -149,7 +148,7 @@ def bounds(sizes: Sizes) -> Iterator[dict[str, Any]]:
     import jax.numpy as jnp
 
     train, state, minibatch = compiled_step(sizes)
-    cost = train.cost_analysis()
+    cost = train.cost_analysis() or {}  # XLA may not count a GPU's library calls
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
     array = jnp.zeros(sizes.copy_bytes // 4, jnp.float32)
     repeats = sizes.timed_steps
@@ -173,17 +172,19 @@ def bounds(sizes: Sizes) -> Iterator[dict[str, Any]]:
     kind = jax.devices()[0].device_kind
     flops = MODEL_FLOPS * (sizes.image_size / 224) ** 2
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+    bytes_per_image = cost.get("bytes accessed", 0) / sizes.batch_sizes[0]
     yield {
         "batch_size": sizes.batch_sizes[0],
         "images_per_second": rate,
         "model_flops_per_image": flops,
-        "xla_flops_per_image": cost["flops"] / sizes.batch_sizes[0],
+        "xla_flops_per_image": cost.get("flops", 0) / sizes.batch_sizes[0] or None,
         "peak_flops": peak,
         "mfu": peak and rate * flops / peak,
-        "bytes_per_image": cost["bytes accessed"] / sizes.batch_sizes[0],
+        "bytes_per_image": bytes_per_image or None,
         "copy_bytes_per_second": bandwidth,
-        "bandwidth_bound_images_per_second": bandwidth
-        / (cost["bytes accessed"] / sizes.batch_sizes[0]),
+        "bandwidth_bound_images_per_second": (
+            bandwidth / bytes_per_image if bytes_per_image else None
+        ),
     }
 
 
@@ -274,34 +275,56 @@ def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
             seconds = time.perf_counter() - start
         [file] = Path(folder).rglob("*.xplane.pb")
         trace = ProfileData.from_file(str(file))
-    hlo = train.as_text()
-    [module] = re.findall(r"^HloModule ([\w.-]+)", hlo)
-    kinds = kinds_of(hlo)
-    # A kernel's name is its instruction's, where the trace does not say which that was.
-    by_kernel = {name.replace(".", "_").replace("-", "_"): name for name in kinds}
-    spent: collections.Counter[tuple[str, str]] = collections.Counter()
-    for plane in trace.planes:
-        on_device = plane.name.startswith("/device:")  # of a CPU, the operations are the host's
-        for line in plane.lines:
-            if on_device and not line.name.startswith(("Stream", "XLA Ops")):
-                continue  # what sums up the others
-            for event in line.events:
-                stats = dict(event.stats)
-                name = str(stats.get("hlo_op") or by_kernel.get(event.name, event.name))
-                of_step = str(stats.get("hlo_module", module)).startswith(module)
-                if not of_step or not (on_device or name in kinds):
-                    continue
-                kind = kinds.get(name) or kind_of({named(event.name)})
-                spent[kind, name] += event.duration_ns
-    total = spent.total()
-    shares: collections.Counter[str] = collections.Counter()
-    for (kind, _), nanoseconds in spent.items():
-        shares[kind] += nanoseconds / total  # pyright: ignore[reportArgumentType]
     yield {
         "batch_size": sizes.batch_sizes[0],
         "num_steps": num_steps,
         "step_seconds": seconds / num_steps,
+        **time_by_kind(trace, train.as_text(), num_steps),
+    }
+
+
+def time_by_kind(trace: Any, hlo: str, num_steps: int) -> dict[str, Any]:
+    """Add up a trace's device time by kind of operation.
+
+    Args:
+        trace: a `jax.profiler.ProfileData`.
+        hlo: text of the program that was traced.
+        num_steps: number of times that it ran.
+    """
+    [module] = re.findall(r"^HloModule ([\w.-]+)", hlo)
+    kinds = kinds_of(hlo)
+    # A kernel has its instruction's name; a trace of a CUDA graph names nothing else.
+    by_kernel = {name.replace(".", "_").replace("-", "_"): name for name in kinds}
+    lines = [(plane.name, line) for plane in trace.planes for line in plane.lines]
+    # A GPU's kernels are on the lines of its streams. The host's lines name instructions too: on a
+    # CPU when they run, else when they are launched.
+    on_streams = [
+        line
+        for plane, line in lines
+        if plane.startswith("/device:") and line.name.startswith("Stream")
+    ]
+    spent: collections.Counter[tuple[str, str]] = collections.Counter()
+    num_kernels = 0
+    for line in on_streams or [line for _, line in lines]:
+        for event in line.events:
+            stats = dict(event.stats)
+            if not str(stats.get("hlo_module", module)).startswith(module):
+                continue
+            name = str(stats.get("hlo_op"))
+            if name not in kinds:
+                name = by_kernel.get(event.name) or str(event.name)
+            if not (on_streams or name in kinds):
+                continue
+            kind = kinds.get(name) or kind_of({named(event.name)})
+            spent[kind, name] += event.duration_ns
+            num_kernels += 1
+    total = spent.total()
+    shares: collections.Counter[str] = collections.Counter()
+    for (kind, _), nanoseconds in spent.items():
+        shares[kind] += nanoseconds / total  # pyright: ignore[reportArgumentType]
+    return {
         "device_seconds_per_step": total / num_steps / 1e9,
+        "kernels_per_step": num_kernels / num_steps,
         "shares": dict(shares.most_common()),
         "longest": [
             {"name": name, "kind": kind, "share": nanoseconds / total}
@@ -389,14 +412,14 @@ def digits(sizes: Sizes) -> Iterator[dict[str, Any]]:
     }
 
 
-# What each may take, in seconds: less than ten minutes altogether.
+# Each part's time limit in seconds. On an H200 torch.compile takes most of the first one's time.
 PARTS: dict[str, tuple[int, Callable[[Sizes], Iterator[dict[str, Any]]]]] = {
-    "step": (215, steps),
-    "bounds": (55, bounds),
-    "profile": (45, profile),
-    "end_to_end": (95, end_to_end),
-    "checkpointing": (115, checkpointing),
-    "digits": (50, digits),
+    "step": (450, steps),
+    "bounds": (50, bounds),
+    "profile": (60, profile),
+    "digits": (100, digits),
+    "end_to_end": (85, end_to_end),
+    "checkpointing": (90, checkpointing),
 }
 
 
@@ -404,10 +427,8 @@ def run_part(name: str, on_cpu: bool, folder: Path) -> dict[str, Any]:
     """Run one part in a process of its own, with those that it starts; what it came to."""
     limit, _ = PARTS[name]
     limit *= 10 if on_cpu else 1  # there nothing depends on the time, and a machine may be busy
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),  # three parts compile the same step
-    }
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")} | os.environ
+    environment["PYTHONPATH"] = str(ROOT)
     if on_cpu:
         environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling would take longest
     out, log = folder / f"{name}.json", folder / f"{name}.log"
@@ -437,6 +458,15 @@ def run_part(name: str, on_cpu: bool, folder: Path) -> dict[str, Any]:
     return result | {"took_seconds": time.perf_counter() - start}
 
 
+def earlier_parts(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The parts of an existing file, if it agrees with the report in everything else."""
+    if not path.exists():
+        return {}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    parts = old.pop("parts")
+    return parts if old == {key: of for key, of in report.items() if key != "parts"} else {}
+
+
 def write(path: Path, report: dict[str, Any]) -> None:
     """Write JSON whole, or not at all."""
     new = path.with_suffix(".new")
@@ -446,7 +476,7 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 def main() -> int:
     """Runs the parts, and writes after each."""
-    parser = argparse.ArgumentParser(description="Measures one GPU in ten minutes.")
+    parser = argparse.ArgumentParser(description="Measures one GPU.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -469,6 +499,7 @@ def main() -> int:
         "rounds": (ON_CPU if on_cpu else ON_GPU).rounds,
         "parts": {},
     }
+    report["parts"] = earlier_parts(path, report)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.parts:
             result = run_part(name, on_cpu, Path(folder))

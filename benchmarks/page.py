@@ -216,9 +216,14 @@ def gpu(readings: dict[str, Any] | None, tried: dict[str, Any]) -> str:
         parts.append(gpu_steps(settings, bounds))
     if "images_per_second" in bounds:
         parts.append(gpu_bounds(bounds))
-    if shares := measured.get("profile", {}).get("shares"):
-        rows = ([kind, f"{100 * share:.1f} %"] for kind, share in shares.items())
+    if "shares" in (profile := measured.get("profile", {})):
+        rows = ([kind, f"{100 * share:.1f} %"] for kind, share in profile["shares"].items())
         parts.append(table(["the device's time in a step", "share"], rows))
+        parts += [
+            gpu_prediction(profile, predicted)
+            for predicted in tried.get("predicted", [])
+            if predicted["device"] in machine["device"]
+        ]
     if "images_per_second" in measured.get("end_to_end", {}):
         parts.append(end_to_end_table([measured["end_to_end"]]))
     if "num_steps" in (saved := measured.get("checkpointing", {})):
@@ -234,24 +239,45 @@ def gpu(readings: dict[str, Any] | None, tried: dict[str, Any]) -> str:
             f"{digits['seconds']:.0f} s, error {100 * digits['top1_error']:.2f} %."
         )
     parts += [f"{name} failed: {of['error']}" for name, of in measured.items() if "error" in of]
+    if "rows" in tried:
+        parts += [f"In {tried['unit']}:", attempts(tried)]
     return "\n\n".join(parts)
+
+
+def gpu_prediction(profile: dict[str, Any], predicted: dict[str, Any]) -> str:
+    """Compare the profile with what was predicted without the GPU."""
+    measured = 1000 * profile["device_seconds_per_step"]
+    convolutions = measured * profile["shares"]["convolution or matrix product"]
+    sums = [predicted["fusions_ms"] + predicted["convolutions_ms"], measured]
+    rows = [
+        ["convolutions", f"{predicted['convolutions_ms']:.1f}", f"{convolutions:.1f}"],
+        ["all else", f"{predicted['fusions_ms']:.1f}", f"{measured - convolutions:.1f}"],
+        ["together", *(f"{of:.1f}" for of in sums)],
+        ["images a second", *(f"{1000 * profile['batch_size'] / of:,.0f}" for of in sums)],
+    ]
+    terabytes, kernels = predicted["bytes_per_second"] / 1e12, profile["kernels_per_step"]
+    text = f"""Predicted without the GPU, for {terabytes:.2f} TB/s: XLA's estimate of its fusions,
+and a roofline of cuDNN's convolutions. Measured: the {kernels:,.0f} kernels of a step, which takes
+{1000 * profile["step_seconds"]:.1f} ms."""
+    header = [f"ms a step, minibatch {profile['batch_size']}", "predicted", "measured"]
+    return f"{text}\n\n{table(header, rows)}"
 
 
 def gpu_bounds(bounds: dict[str, Any]) -> str:
     """What the device could do, beside what it does."""
+    flops, num_bytes = bounds["xla_flops_per_image"], bounds["bytes_per_image"]
+    bound = bounds["bandwidth_bound_images_per_second"]
     rows: list[tuple[str, str]] = [
         ("images a second", f"{bounds['images_per_second']:,.0f}"),
         ("GFLOP an image of the model", f"{bounds['model_flops_per_image'] / 1e9:.1f}"),
-        ("the same of the program, by XLA's count", f"{bounds['xla_flops_per_image'] / 1e9:.1f}"),
+        ("the same of the program, by XLA's count", f"{flops / 1e9:.1f}" if flops else "unknown"),
         ("MFU", f"{100 * bounds['mfu']:.1f} %" if bounds["mfu"] else "peak unknown"),
-        ("MB an image, by XLA's count", f"{bounds['bytes_per_image'] / 1e6:,.0f}"),
+        ("MB an image, by XLA's count", f"{num_bytes / 1e6:,.0f}" if num_bytes else "unknown"),
         ("GB a second that a copy moves", f"{bounds['copy_bytes_per_second'] / 1e9:,.0f}"),
-        (
-            "images a second at that bandwidth",
-            f"{bounds['bandwidth_bound_images_per_second']:,.0f}",
-        ),
+        ("images a second at that bandwidth", f"{bound:,.0f}" if bound else "unknown"),
     ]
-    return table([f"minibatch {bounds['batch_size']}", ""], rows)
+    note = "On GPUs XLA's counts leave out cuDNN's convolutions."
+    return table([f"minibatch {bounds['batch_size']}", ""], rows) + f"\n\n{note}"
 
 
 def gpu_steps(settings: list[dict[str, Any]], bounds: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -107,6 +108,56 @@ def test_what_xla_compiles_here_has_its_kinds(gpu: Any):
     compiled = program.lower(jnp.ones((64, 32)), jnp.ones((32, 16))).compile()
     kinds = set(gpu.kinds_of(compiled.as_text()).values())
     assert {"convolution or matrix product", "reduction", "elementwise"} <= kinds
+
+
+def test_a_gpus_time_is_that_of_its_streams_and_not_of_the_host_that_launches(gpu: Any):
+    hlo = """HloModule jit_train_step, is_scheduled=true
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %cudnn-conv.3 = (f32[8,4]{1,0}, u8[16]{0}) custom-call(%x), custom_call_target="__cudnn$convForward"
+  ROOT %loop_add_fusion.9 = f32[8,4]{1,0} add(%x, %x)
+}
+"""  # noqa: E501
+
+    def event(name: str, nanoseconds: float, **stats: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, duration_ns=nanoseconds, stats=stats.items())
+
+    def plane(name: str, **lines: list[SimpleNamespace]) -> SimpleNamespace:
+        named = [SimpleNamespace(name=line, events=events) for line, events in lines.items()]
+        return SimpleNamespace(name=name, lines=named)
+
+    graph = {"hlo_op": "command_buffer_1", "hlo_module": "jit_train_step"}
+    kernels = [
+        event("sm90_xmma_fprop", 6e6, hlo_op="cudnn-conv.3", hlo_module="jit_train_step"),
+        event("loop_add_fusion_9", 2e6, **graph),
+        event("MemcpyD2D", 2e6, **graph),
+        event("loop_add_fusion_9", 5e6, hlo_op="loop_add_fusion.9", hlo_module="jit_other"),
+    ]
+    host = plane("/host:CPU", main=[event("cudnn-conv.3", 30e6, hlo_op="cudnn-conv.3")])
+    device = plane("/device:GPU:0", Stream=kernels, Steps=[event("1", 10e6)])
+    result = gpu.time_by_kind(SimpleNamespace(planes=[host, device]), hlo, 2)
+    assert result["device_seconds_per_step"] == pytest.approx(5e-3)
+    assert result["kernels_per_step"] == 1.5
+    shares = {
+        "convolution or matrix product": 0.6,
+        "elementwise": 0.2,
+        "copy or transpose": 0.2,
+    }
+    assert result["shares"] == pytest.approx(shares)
+    assert result["longest"][0]["name"] == "cudnn-conv.3"
+    on_cpu = gpu.time_by_kind(SimpleNamespace(planes=[host]), hlo, 2)
+    assert on_cpu["device_seconds_per_step"] == pytest.approx(15e-3)
+
+
+def test_earlier_parts_stay_if_they_were_measured_on_the_same_device(gpu: Any, tmp_path: Path):
+    path = tmp_path / "gpu.json"
+    report = {"hardware": {"device": "NVIDIA H200"}, "rounds": 4, "parts": {}}
+    assert gpu.earlier_parts(path, report) == {}
+    gpu.write(path, report | {"parts": {"step": {"took_seconds": 1.0}}})
+    assert gpu.earlier_parts(path, report) == {"step": {"took_seconds": 1.0}}
+    other = report | {"hardware": {"device": "NVIDIA H100 80GB HBM3"}}
+    assert gpu.earlier_parts(path, other) == {}
 
 
 def test_the_device_waits_from_the_end_of_a_step_to_the_next(end_to_end: Any):
