@@ -86,7 +86,7 @@ def bounds(sizes: Sizes) -> Iterator[dict[str, Any]]:
     import jax.numpy as jnp
 
     train, state, minibatch = compiled_step(sizes)
-    cost = train.cost_analysis()
+    cost = train.cost_analysis() or {}  # XLA may not count a GPU's library calls
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
     array = jnp.zeros(sizes.copy_bytes // 4, jnp.float32)
     repeats = sizes.timed_steps
@@ -110,17 +110,19 @@ def bounds(sizes: Sizes) -> Iterator[dict[str, Any]]:
     kind = jax.devices()[0].device_kind
     flops = MODEL_FLOPS * (sizes.image_size / 224) ** 2
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+    bytes_per_image = cost.get("bytes accessed", 0) / sizes.batch_sizes[0]
     yield {
         "batch_size": sizes.batch_sizes[0],
         "images_per_second": rate,
         "model_flops_per_image": flops,
-        "xla_flops_per_image": cost["flops"] / sizes.batch_sizes[0],
+        "xla_flops_per_image": cost.get("flops", 0) / sizes.batch_sizes[0] or None,
         "peak_flops": peak,
         "mfu": peak and rate * flops / peak,
-        "bytes_per_image": cost["bytes accessed"] / sizes.batch_sizes[0],
+        "bytes_per_image": bytes_per_image or None,
         "copy_bytes_per_second": bandwidth,
-        "bandwidth_bound_images_per_second": bandwidth
-        / (cost["bytes accessed"] / sizes.batch_sizes[0]),
+        "bandwidth_bound_images_per_second": (
+            bandwidth / bytes_per_image if bytes_per_image else None
+        ),
     }
 
 
@@ -143,7 +145,7 @@ def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
             jax.block_until_ready(state)
             seconds = time.perf_counter() - start
         [file] = Path(folder).rglob("*.xplane.pb")
-        spent = device_time(ProfileData.from_file(str(file)), train.as_text())
+        spent, num_kernels = device_time(ProfileData.from_file(str(file)), train.as_text())
     total = spent.total()
     shares: dict[str, float] = {}
     for (kind, _), nanoseconds in spent.most_common():
@@ -153,6 +155,7 @@ def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
         "num_steps": num_steps,
         "step_seconds": seconds / num_steps,
         "device_seconds_per_step": total / num_steps / 1e9,
+        "kernels_per_step": num_kernels / num_steps,
         "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
         "longest": [
             {"name": name, "kind": kind, "share": nanoseconds / total}

@@ -72,7 +72,7 @@ def opcode_of(kernel: str) -> str:
     return "custom-call"
 
 
-def device_time(trace: Any, hlo: str) -> collections.Counter[tuple[str, str]]:
+def device_time(trace: Any, hlo: str) -> tuple[collections.Counter[tuple[str, str]], int]:
     """Sum up the device time of a trace.
 
     Args:
@@ -80,23 +80,32 @@ def device_time(trace: Any, hlo: str) -> collections.Counter[tuple[str, str]]:
         hlo: text of the program that was traced.
 
     Returns:
-        Nanoseconds by kind of work and name of instruction.
+        Nanoseconds by kind of work and name of instruction, and the number of kernels.
     """
     [module] = re.findall(r"^HloModule ([\w.-]+)", hlo)
     kinds = kinds_of(hlo)
-    # A kernel is named after its instruction if the trace does not name the instruction itself.
+    # A kernel is named after its instruction; the trace of a CUDA graph has no other name.
     by_kernel = {name.replace(".", "_").replace("-", "_"): name for name in kinds}
+    lines = [(plane.name, line) for plane in trace.planes for line in plane.lines]
+    # A GPU's kernels are on the lines of its streams. The host's lines name instructions as well:
+    # when they run on a CPU, and otherwise when they are launched.
+    on_streams = [
+        line
+        for plane, line in lines
+        if plane.startswith("/device:") and line.name.startswith("Stream")
+    ]
     spent: collections.Counter[tuple[str, str]] = collections.Counter()
-    for plane in trace.planes:
-        on_device = plane.name.startswith("/device:")  # on a CPU, host planes have the operations
-        for line in plane.lines:
-            if on_device and not line.name.startswith(("Stream", "XLA Ops")):
-                continue  # the other lines summarize these
-            for event in line.events:
-                stats = dict(event.stats)
-                name = str(stats.get("hlo_op") or by_kernel.get(event.name, event.name))
-                of_step = str(stats.get("hlo_module", module)).startswith(module)
-                if of_step and (on_device or name in kinds):
-                    kind = kinds.get(name) or kind_of({opcode_of(event.name)})
-                    spent[kind, name] += event.duration_ns
-    return spent
+    num_kernels = 0
+    for line in on_streams or [line for _, line in lines]:
+        for event in line.events:
+            stats = dict(event.stats)
+            if not str(stats.get("hlo_module", module)).startswith(module):
+                continue
+            name = str(stats.get("hlo_op"))
+            if name not in kinds:
+                name = by_kernel.get(event.name) or str(event.name)
+            if on_streams or name in kinds:
+                kind = kinds.get(name) or kind_of({opcode_of(event.name)})
+                spent[kind, name] += event.duration_ns
+                num_kernels += 1
+    return spent, num_kernels

@@ -105,6 +105,13 @@ def gpu(report: dict[str, Any]) -> dict[str, str]:
     if shares := parts.get("profile", {}).get("shares"):
         rows = ([kind, f"{100 * share:.1f} %"] for kind, share in shares.items())
         tables["gpu-profile"] = table(["device time of a step", "share"], rows)
+    if "prediction" in parts:
+        tables["gpu-prediction"] = gpu_prediction(parts["prediction"], parts["profile"])
+    if variants := parts.get("variants", {}).get("milliseconds"):
+        rows = (
+            [name, f"{of:.1f}", f"{of / variants['as is']:.2f}"] for name, of in variants.items()
+        )
+        tables["gpu-variants"] = table(["step", "ms", "÷ as is"], rows)
     if "images_per_second" in parts.get("end_to_end", {}):
         tables["gpu-end-to-end"] = end_to_end([parts["end_to_end"]])
     runs = [parts[name] for name in ("checkpointing", "digits") if name in parts]
@@ -149,6 +156,21 @@ def gpu_bounds(bounds: dict[str, Any]) -> str:
         [name, format(bounds[key] / unit, spec)] for name, key, unit, spec in lines if bounds[key]
     )
     return table([f"batch size {bounds['batch_size']}", ""], rows)
+
+
+def gpu_prediction(prediction: dict[str, Any], profile: dict[str, Any]) -> str:
+    """Milliseconds of a step, predicted without the GPU and measured on it."""
+    measured = 1000 * profile["device_seconds_per_step"]
+    convolutions = measured * profile["shares"]["convolution or matrix product"]
+    pairs = {
+        "convolutions": (prediction["convolutions_ms"], convolutions),
+        "everything else": (prediction["fusions_ms"], measured - convolutions),
+        "total": (prediction["convolutions_ms"] + prediction["fusions_ms"], measured),
+    }
+    rows = ([name, f"{a:.1f}", f"{b:.1f}"] for name, (a, b) in pairs.items())
+    return table(
+        [f"ms per step, batch size {profile['batch_size']}", "predicted", "measured"], rows
+    )
 
 
 def gpu_runs(runs: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -116,6 +117,52 @@ def test_a_program_compiled_here_has_these_kinds():
     compiled = program.lower(jnp.ones((64, 32)), jnp.ones((32, 16))).compile()
     kinds = set(kernels.kinds_of(compiled.as_text() or "").values())
     assert {"convolution or matrix product", "reduction", "elementwise"} <= kinds
+
+
+def test_gpu_time_is_that_of_its_streams_not_of_the_launching_host():
+    hlo = """HloModule jit_train_step, is_scheduled=true
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %cudnn-conv.3 = (f32[8,4]{1,0}, u8[16]{0}) custom-call(%x), custom_call_target="__cudnn$convForward"
+  ROOT %loop_add_fusion.9 = f32[8,4]{1,0} add(%x, %x)
+}
+"""  # noqa: E501
+
+    def event(name: str, nanoseconds: float, **stats: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, duration_ns=nanoseconds, stats=stats.items())
+
+    def plane(name: str, **lines: list[SimpleNamespace]) -> SimpleNamespace:
+        named = [SimpleNamespace(name=line, events=events) for line, events in lines.items()]
+        return SimpleNamespace(name=name, lines=named)
+
+    graph = {"hlo_op": "command_buffer_1", "hlo_module": "jit_train_step"}
+    events = [
+        event("sm90_xmma_fprop", 6e6, hlo_op="cudnn-conv.3", hlo_module="jit_train_step"),
+        event("loop_add_fusion_9", 2e6, **graph),
+        event("MemcpyD2D", 2e6, **graph),
+        event("loop_add_fusion_9", 5e6, hlo_op="loop_add_fusion.9", hlo_module="jit_other"),
+    ]
+    host = plane("/host:CPU", main=[event("cudnn-conv.3", 30e6, hlo_op="cudnn-conv.3")])
+    device = plane("/device:GPU:0", Stream=events, Steps=[event("1", 10e6)])
+    spent, num_kernels = kernels.device_time(SimpleNamespace(planes=[host, device]), hlo)
+    assert num_kernels == 3
+    assert spent == {
+        ("convolution or matrix product", "cudnn-conv.3"): 6e6,
+        ("elementwise", "loop_add_fusion.9"): 2e6,
+        ("copy or transpose", "MemcpyD2D"): 2e6,
+    }
+    spent, _ = kernels.device_time(SimpleNamespace(planes=[host]), hlo)
+    assert spent.total() == 30e6
+
+
+def test_earlier_parts_are_kept_for_the_same_device(tmp_path: Path):
+    path = tmp_path / "gpu.json"
+    same = {"hardware": {"device": "NVIDIA H200"}, "versions": {}, "python": "3.12", "rounds": 4}
+    assert gpu.earlier_parts(path, same) == {}
+    path.write_text(json.dumps(same | {"parts": {"step": {"took_seconds": 1.0}}}))
+    assert gpu.earlier_parts(path, same) == {"step": {"took_seconds": 1.0}}
+    assert gpu.earlier_parts(path, same | {"hardware": {"device": "NVIDIA H100"}}) == {}
 
 
 def test_the_device_waits_from_the_end_of_a_step_to_the_begin_of_the_next():

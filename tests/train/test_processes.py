@@ -137,8 +137,9 @@ def test_without_leave_to_replace_it_a_damaged_image_ends_the_run(data_dir: Path
     assert ended.returncode == 1
     assert re.fullmatch(
         r"python -m train: digits_in_folders, split 'train', image \d+ \(\d/\d+\.png\): not an "
-        r"image that can be decoded: .* \(40 bytes\); that makes 1 corrupt, and --max-corrupt-images "
-        rf"allows 0; {workdir}/corrupt_images.jsonl lists them; no checkpoint yet\n",
+        r"image that can be decoded: .* \(40 bytes\); that makes 1 corrupt, and "
+        rf"--max-corrupt-images allows 0; {workdir}/corrupt_images.jsonl lists them; "
+        r"no checkpoint yet\n",
         ended.stderr,
     )
     (line,) = map(json.loads, (workdir / "corrupt_images.jsonl").read_text().splitlines())
