@@ -125,7 +125,7 @@ MOMENTS = [START] * 3 + [COMPILATION] * 3 + [TRAINING] * 7 + [CHECKPOINT] * 8 + 
 
 def environment(cache: Path, *, compiles: bool = False) -> dict[str, str]:
     """Environment variables of a run that uses this compilation cache, or none."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     if compiles:
         return clean | {"COLUMNS": "120", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     return clean | {
@@ -145,8 +145,10 @@ def records(workdir: Path) -> list[dict[str, Any]]:
 
 
 def newest_record(workdir: Path) -> int:
-    """Last step in metrics.jsonl; 0 if there is none."""
-    return max((record["step"] for record in records(workdir)), default=0)
+    """Last step in metrics.jsonl; 0 if there is none. It is read often, so it parses one line."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def newest_checkpoint(workdir: Path) -> int:

@@ -42,8 +42,9 @@ def start(digits_dir: Path) -> Callable[..., "subprocess.Popen[str]"]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     environment = clean | {
         "TFDS_DATA_DIR": str(digits_dir),
-        "JAX_COMPILATION_CACHE_DIR": str(digits_dir.parent / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"],
     }
 
     def begin(workdir: Path, *flags: str) -> "subprocess.Popen[str]":

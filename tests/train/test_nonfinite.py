@@ -1,7 +1,6 @@
 """Losses and gradients that are not finite: nothing of them is kept, and the run says so."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from train.__main__ import main
 from train.recipes import digits
@@ -22,19 +20,6 @@ from train.step.workers import make_workers
 
 # From the first step on the weights are finite but so large that nothing computed of them is.
 EXPLODING = ["--base-learning-rate", "1e30", "--warmup", "none", "--checkpoint-every-steps", "1"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The runs of this file compile two steps in all."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(names[1], 0)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:

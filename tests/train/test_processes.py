@@ -40,6 +40,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def environment() -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return clean | {
+        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"],
+    }
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits as a user's own images, so many of them for testing that nothing divides them."""
@@ -68,7 +77,6 @@ def test_two_processes_of_four_devices_do_as_one_of_eight(
     one_process: Path, data_dir: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     port = free_port()
     together = [
         subprocess.Popen(
@@ -79,7 +87,7 @@ def test_two_processes_of_four_devices_do_as_one_of_eight(
                 *("--num-processes", "2", "--process-id", str(process)),
             ],
             cwd=ROOT,
-            env=clean,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -130,6 +138,7 @@ def test_without_leave_to_replace_it_a_damaged_image_ends_the_run(data_dir: Path
     ended = subprocess.run(
         [sys.executable, "-m", "train", *FLAGS, "--workdir", workdir, "--data-dir", data_dir],
         cwd=ROOT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=240,

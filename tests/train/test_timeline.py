@@ -298,8 +298,9 @@ def live(workdir: Path, digits_dir: Path, flags: list[str], kill_at: int | None 
     """Start a run in a process of its own, which kills itself where it is to; its exit code."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     clean |= {
-        "JAX_COMPILATION_CACHE_DIR": str(digits_dir.parent / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"],
     }
     command = [sys.executable, "-c", LIFE, str(kill_at), "--workdir", str(workdir)]
     command += ["--data-dir", str(digits_dir), *flags]

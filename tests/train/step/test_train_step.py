@@ -26,8 +26,8 @@ NUM_CLASSES = 10
 
 @pytest.fixture(autouse=True)
 def narrow_resnet50(monkeypatch: pytest.MonkeyPatch):
-    """The layout of ResNet-50, thin enough to be computed in float64 too."""
-    narrow = Architecture(blocks=(3, 4, 6, 3), bottleneck=True, width=4)
+    """The layout of ResNet-50, thin and short enough to be computed in float64 too."""
+    narrow = Architecture(blocks=(2, 1, 1, 1), bottleneck=True, width=4)
     monkeypatch.setitem(ARCHITECTURES, "narrow50", narrow)
 
 
@@ -161,7 +161,7 @@ def test_three_steps_are_those_of_the_paper_in_float64(model: str, size: int):
                 jnp.float64,
             )
             of_workers = [
-                loss_and_gradient(params, images[mine], rows.labels[mine])
+                jax.device_get(loss_and_gradient(params, images[mine], rows.labels[mine]))
                 for mine in (slice(j * N, (j + 1) * N) for j in range(K))
             ]
             np.testing.assert_allclose(
@@ -227,11 +227,9 @@ def one_device() -> tuple[TrainState, list[StepMetrics]]:
     ("num_devices", "accumulation_steps", "unrolled"),
     [
         (2, 1, True),
-        (4, 1, True),
         (8, 1, True),
         (1, 2, True),
-        (1, 4, True),
-        (1, 8, False),
+        (4, 2, True),
         (2, 4, False),
     ],
 )
@@ -271,7 +269,7 @@ def hlo(num_workers: int, accumulation_steps: int, *, unrolled: bool) -> str:
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "accumulation_steps", "unrolled"), [(8, 1, True), (64, 1, True), (32, 4, False)]
+    ("num_workers", "accumulation_steps", "unrolled"), [(8, 1, True), (64, 4, False)]
 )
 def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int, unrolled: bool):
     text = hlo(num_workers, accumulation_steps, unrolled=unrolled)
@@ -302,18 +300,18 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
 
 
 def test_the_logged_rate_is_the_one_that_was_applied():
-    """With no gradient but decay's at the first step, the parameters tell the rate."""
+    """At the first step it is 0, and the parameters stay."""
     config = small_config()
-    _, metrics = run_steps(config, make_workers(config), 4)
-    np.testing.assert_allclose(
-        [m.learning_rate for m in metrics], [0.010, 0.011, 0.012, 0.013], rtol=1e-6
-    )
-    still, state = make(config, make_workers(config), lambda step: jnp.float32(0.0))
+    workers = make_workers(config)
+    train_step, state = make(config, workers, lambda step: jnp.where(step > 0, schedule(step), 0.0))
     before = jax.device_get(state.network.params)
-    rows = Examples(*(make_workers(config).to_devices(x) for x in images_of_step(config, 0)))
-    state, zero = still(state, rows)
-    assert zero.learning_rate == 0
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.network.params), before)
+    rows = Examples(*(workers.to_devices(x) for x in images_of_step(config, 0)))
+    for step, rate in enumerate([0, 0.011, 0.012, 0.013]):
+        state, metrics = train_step(state, rows)
+        np.testing.assert_allclose(metrics.learning_rate, rate, rtol=1e-6)
+        if step == 0:
+            after = jax.device_get(state.network.params)
+            jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
@@ -358,8 +356,8 @@ def test_a_network_that_has_blown_up_predicts_nothing():
 
 
 def test_accumulation_makes_one_update_a_step():
-    config = small_config(accumulation_steps=4)
-    state, metrics = run_steps(config, make_workers(config, jax.devices()[:2]), 3)
+    config = small_config(accumulation_steps=2)
+    state, metrics = run_steps(config, make_workers(config, jax.devices()[:4]), 3)
     counts = [
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
