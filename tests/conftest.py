@@ -1,7 +1,7 @@
-"""The settings under which every test runs: 8 simulated devices, and no silent promotion.
+"""Settings for every test: 8 simulated devices, and no implicit type promotion.
 
-Runs of the trainer in processes of their own are compiled as for users, and what one has compiled
-is there for the others, in a folder that goes with the tests.
+Runs of the trainer in subprocesses are compiled as for users. They share a compilation cache, which
+is deleted after the last test.
 """
 
 import os
@@ -16,7 +16,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling costs mor
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-jax.config.update("jax_compilation_cache_dir", None)  # for this process keeps nothing
+jax.config.update("jax_compilation_cache_dir", None)  # the test process itself uses no cache
 IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if IS_FIRST:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
@@ -42,6 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Delete what was compiled, when the processes that share it have ended."""
+    """Delete the compilation cache after the last test."""
     if IS_FIRST:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
