@@ -1,7 +1,7 @@
-"""The settings under which every test runs: 8 simulated devices, and no silent promotion.
+"""Settings for every test: 8 simulated devices, and no implicit type promotion.
 
-What a test or a run that it starts has compiled is reused by the others, in a folder that is
-deleted after the last test.
+Whatever a test, or a run that it starts, has compiled is reused by the others. The shared
+compilation cache is deleted after the last test.
 """
 
 import os
@@ -45,6 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Delete what was compiled, when the processes that share it have ended."""
+    """Delete the compilation cache after the last test."""
     if IS_FIRST:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the trainer's tests share: prepared digits, and configurations of short runs on them."""
+"""Shared fixtures of the trainer's tests: prepared digits, and configurations of runs on them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def digits_config(tmp_path: Path, digits_dir: Path) -> Callable[..., Config]:
-    """Make the recipe of the digits, with changes, for a workdir that does not exist yet."""
+    """Factory of digits configurations with changed fields; their workdir does not exist yet."""
 
     def make(**changes: object) -> Config:
         defaults = {"workdir": tmp_path / "run", "data_dir": digits_dir}

@@ -1,4 +1,4 @@
-"""The configuration: what is refused, and what a resumed run may change."""
+"""The configuration: validation, serialization, and the fields that a resumed run may change."""
 
 import dataclasses
 import json
@@ -31,8 +31,8 @@ OTHER: dict[str, Any] = {
     "noise_scale": True, **CLUSTER,
 }  # fmt: skip
 
-# Where a run goes on is a matter of the machine; all else is the experiment.
-OF_THE_MACHINE = {
+# Fields that a resumed run may change; all others belong to the experiment.
+CHANGEABLE_FIELDS = {
     "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
@@ -58,23 +58,23 @@ def usage_error(**changes: Any) -> str:
         "num_reader_threads", "prefetch_steps",
     ],
 )  # fmt: skip
-def test_numbers_that_count_start_at_one(field: str, value: int):
+def test_counts_must_be_at_least_one(field: str, value: int):
     expected = f"--{field.replace('_', '-')} is {value}; it must be at least 1"
     assert usage_error(**{field: value}) == expected
 
 
-def test_the_number_of_processes_starts_at_one():
+def test_num_processes_must_be_at_least_one():
     message = usage_error(**CLUSTER | {"num_processes": 0, "process_id": 0})
     assert message == "--num-processes is 0; it must be at least 1"
 
 
-def test_no_reader_process_is_allowed_but_no_fewer():
+def test_num_reader_processes_must_not_be_negative():
     assert digits().replace(num_reader_processes=0).machine.num_reader_processes == 0
     message = usage_error(num_reader_processes=-1)
     assert message == "--num-reader-processes is -1; it must be at least 0"
 
 
-def test_no_update_may_be_skipped_but_no_fewer():
+def test_max_nonfinite_steps_must_not_be_negative():
     assert digits().replace(max_nonfinite_steps=0).machine.max_nonfinite_steps == 0
     message = usage_error(max_nonfinite_steps=-1)
     assert message == "--max-nonfinite-steps is -1; it must be at least 0"
@@ -83,7 +83,7 @@ def test_no_update_may_be_skipped_but_no_fewer():
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_are_32_bit_numbers(seed: int):
     assert usage_error(seed=seed) == f"--seed is {seed}; it must be from 0 to 4294967295"
-    # Before the first of several runs, not after it.
+    # All seeds are checked before the first run starts.
     assert usage_error(seeds=(0, seed)) == f"--seeds is {seed}; it must be from 0 to 4294967295"
 
 
@@ -92,7 +92,7 @@ def test_several_seeds_must_differ():
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_the_first_and_the_last_seed_are_allowed(seed: int):
+def test_smallest_and_largest_seed_are_allowed(seed: int):
     assert digits().replace(seed=seed).experiment.seed == seed
 
 
@@ -102,23 +102,23 @@ def test_images_are_at_least_8_pixels_wide():
 
 
 @pytest.mark.parametrize("missing", CLUSTER)
-def test_the_flags_of_a_cluster_belong_together(missing: str):
+def test_cluster_flags_must_be_given_together(missing: str):
     message = usage_error(**CLUSTER | {missing: None})
     assert message.startswith("--coordinator-address, --num-processes and --process-id belong ")
 
 
 @pytest.mark.parametrize("process_id", [-1, 2])
-def test_a_process_is_one_of_those_that_there_are(process_id: int):
+def test_process_id_must_be_less_than_num_processes(process_id: int):
     assert usage_error(**CLUSTER | {"process_id": process_id}) == (
         f"--process-id is {process_id}; it must be at least 0 and less than --num-processes, 2"
     )
 
 
-def test_a_whole_cluster_is_allowed():
+def test_all_cluster_flags_together_are_accepted():
     assert digits().replace(**CLUSTER).machine.process_id == 1
 
 
-def test_epochs_become_steps_of_the_data_that_there_is():
+def test_epochs_are_converted_to_steps_of_the_data_set():
     recipe = digits().experiment.large_minibatch_recipe(num_examples=1437)
     assert (recipe.batch_size, recipe.steps_per_epoch) == (128, 11)  # 11 x 128 = 1408 <= 1437
     assert (recipe.num_steps, recipe.warmup_steps) == (990, 55)
@@ -126,7 +126,7 @@ def test_epochs_become_steps_of_the_data_that_there_is():
     assert recipe.peak_learning_rate == pytest.approx(0.1, rel=1e-6)
 
 
-def test_every_flag_of_the_schedule_reaches_it():
+def test_every_schedule_flag_reaches_the_recipe():
     changes: dict[str, Any] = {
         "num_workers": 4, "batch_size_per_worker": 5, "num_epochs": 8.5, "warmup": "constant",
         "warmup_epochs": 1.5, "milestones": (3, 4.5), "base_learning_rate": 0.3,
@@ -149,7 +149,7 @@ def test_every_flag_of_the_schedule_reaches_it():
         ({"base_batch_size": 1024, "warmup": "gradual"}, "warmup"),
     ],
 )
-def test_an_impossible_schedule_is_a_usage_error_of_one_line(changes: dict[str, Any], named: str):
+def test_impossible_schedule_is_a_one_line_usage_error(changes: dict[str, Any], named: str):
     config = digits().replace(**changes)
     with pytest.raises(UsageError, match=rf"^{named}\b") as error:
         config.experiment.large_minibatch_recipe(num_examples=1437)
@@ -165,56 +165,54 @@ def test_an_impossible_schedule_is_a_usage_error_of_one_line(changes: dict[str, 
         ({"init_from": Path("trained"), "base_batch_size": 128}, "none"),
     ],
 )
-def test_fine_tuning_of_large_minibatches_warms_up_at_a_constant_rate(
-    changes: dict[str, Any], warmup: str
-):
+def test_fine_tuning_with_large_batches_uses_constant_warmup(changes: dict[str, Any], warmup: str):
     config = digits().replace(**changes)
     assert config.experiment.large_minibatch_recipe(num_examples=1437).resolved_warmup == warmup
 
 
-def test_a_flag_is_the_field_with_hyphens():
+def test_flag_is_the_field_name_with_hyphens():
     assert flag("batch_size_per_worker") == "--batch-size-per-worker"
 
 
-def test_this_file_knows_every_field():
-    """A new field is given another value here, and with it a place in the tests below."""
+def test_this_file_has_another_value_for_every_field():
+    """A new field must be added to OTHER, so that the tests below cover it."""
     assert OTHER.keys() == digits().to_dict().keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_configuration_survives_json(name: str):
+def test_configuration_survives_a_json_round_trip(name: str):
     config = RECIPES[name]()
     assert Config.from_json(config.to_json()) == config
 
 
-def test_every_field_survives_json():
+def test_every_field_survives_a_json_round_trip():
     config = digits().replace(**OTHER)
     assert Config.from_json(config.to_json()) == config
     assert json.loads(config.to_json()).keys() == OTHER.keys()
 
 
-def test_a_run_goes_on_with_its_own_configuration():
+def test_configuration_does_not_differ_from_itself():
     assert differing_fields(digits(), digits().to_json()) == []
 
 
 @pytest.mark.parametrize("field", OTHER)
-def test_a_resumed_run_may_change_its_machine_but_not_its_experiment(field: str):
+def test_resumed_run_may_change_machine_but_not_experiment(field: str):
     before = digits() if field not in CLUSTER else digits().replace(**CLUSTER)
     changes = {field: OTHER[field]} if field not in CLUSTER else dict.fromkeys(CLUSTER)
     now = before.replace(**changes)
     differences = differing_fields(now, before.to_json())
-    if field in OF_THE_MACHINE:
+    if field in CHANGEABLE_FIELDS:
         assert differences == []
     else:
         written = [json.loads(config.to_json())[field] for config in (before, now)]
         assert differences == [f"{flag(field)} was {written[0]} and is now {written[1]}"]
 
 
-def test_the_parts_of_a_configuration_have_no_field_in_common():
+def test_parts_of_a_configuration_share_no_fields():
     parts = [
         {field.name for field in dataclasses.fields(part)} for part in (Experiment, Machine, Output)
     ]
-    assert parts[1] | parts[2] == OF_THE_MACHINE
+    assert parts[1] | parts[2] == CHANGEABLE_FIELDS
     assert sum(map(len, parts)) == len(set.union(*parts))
 
 
@@ -223,7 +221,7 @@ def test_an_unknown_field_cannot_be_replaced():
         digits().replace(learning_rate=1)
 
 
-def test_all_differences_are_named():
+def test_all_differing_fields_are_listed():
     now = digits().replace(seed=1, num_workers=16, num_devices=4)
     assert differing_fields(now, digits().to_json()) == [
         "--num-workers was 8 and is now 16",
@@ -231,18 +229,18 @@ def test_all_differences_are_named():
     ]
 
 
-def test_ninety_epochs_are_ninety_whatever_the_type():
+def test_int_and_float_of_equal_value_do_not_differ():
     now = digits().replace(num_epochs=90.0, milestones=(30.0, 60.0, 80.0))
     assert differing_fields(now, digits().to_json()) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"architectures": ["BertModel"]}'])
-def test_what_is_no_configuration_is_a_value_error(text: str):
-    with pytest.raises(ValueError):  # noqa: PT011  JSON's own errors have many words
+def test_json_without_a_configuration_is_a_value_error(text: str):
+    with pytest.raises(ValueError):  # noqa: PT011  messages of the json module vary
         differing_fields(digits(), text)
 
 
-def test_a_field_newer_than_the_file_had_its_default():
+def test_field_missing_from_the_file_has_its_default():
     saved = json.loads(digits().to_json())
     del saved["optimizer"]
     assert differing_fields(digits(), json.dumps(saved)) == []

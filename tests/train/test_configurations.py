@@ -1,4 +1,4 @@
-"""Command lines at random: each is refused in one line or has a plan, and no file is touched."""
+"""Random command lines: each is refused in one line or yields a plan, and changes no other run."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ ODD = ["nan", "inf", "", " ", "x", "None", "--", "1e999", "ä", "0x10", "\N{SNOW
 SPECIFIC = {
     "data": ["synthetic"],
     "dataset": ["digits", "mnist", "../digits", "a/b:c", "imagenet2012"],
-    "data_dir": ["/dev/null", "/dev/null/below"],  # in others the digits would be prepared
+    "data_dir": ["/dev/null", "/dev/null/below"],  # in a usable folder the digits would be prepared
     "init_from": ["/dev/null", "nowhere"],
     "coordinator_address": ["localhost:1"],
     "milestones": ["1 2", "2 1", "30 60 80"],
@@ -41,14 +41,14 @@ FIELDS = [
 
 
 def choices_of(name: str) -> list[str]:
-    """The words that a field allows."""
+    """The string literals that a field allows."""
     kinds = typing.get_args(typing.get_type_hints(Config)[name])
     words = [word for kind in kinds for word in (typing.get_args(kind) or [kind])]
     return [word for word in words if isinstance(word, str)]
 
 
 def flags_with(*values: str) -> st.SearchStrategy[list[tuple[str, str]]]:
-    """Up to five fields, each with one of its own values or of these."""
+    """Up to five flags, each with one of its field's values or of `values`."""
 
     def valued(names: list[str]) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
         return st.tuples(*(st.tuples(st.just(name), value_of(name)) for name in names))
@@ -66,7 +66,7 @@ OUTCOMES: list[str] = []
 
 @pytest.fixture(scope="module")
 def trained(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir in which a run of the digits has made steps and a checkpoint."""
+    """The workdir of a digits run that has started training and has a checkpoint."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     with claim(digits().replace(workdir=workdir, data_dir=digits_dir)):
         MetricsLog(workdir, 0).close()
@@ -81,7 +81,7 @@ def files_of(workdir: Path) -> dict[str, bytes]:
 
 
 def prepare(args: list[str]) -> str:
-    """All that a run does before it trains; what it says then."""
+    """Do everything that a run does before training; return its plan."""
     config = parse_run(args)
     dataset = open_dataset(config)
     recipe = config.experiment.large_minibatch_recipe(len(dataset.train))
@@ -130,7 +130,7 @@ def test_no_command_line_ends_in_a_traceback_or_touches_another_run(
     assert files_of(trained) == before
 
 
-def test_that_many_of_them_could_train_and_many_could_not():
+def test_random_command_lines_include_valid_and_invalid_ones():
     assert len(OUTCOMES) >= 200
     assert sum(map(bool, OUTCOMES)) >= 20
     assert OUTCOMES.count("") >= 20

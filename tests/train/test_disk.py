@@ -1,4 +1,4 @@
-"""Disks that fill up, and folders that become read-only, in the middle of a run: real ones."""
+"""Runs whose disk fills up or becomes read-only, on real file systems."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from train.run.checkpoint import load_network
 from train.step.workers import make_workers
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 300  # after which a run hangs, on however slow a machine
+SECONDS = 300  # timeout of a run, sufficient on a slow machine
 
 
 def mount(*arguments: object) -> None:
@@ -38,7 +38,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 @pytest.fixture
 def start(digits_dir: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """Start a run of the digits, compiled once for all tests of this file."""
+    """Function that starts a run on the digits; all its runs share a compilation cache."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     environment = clean | {
         "TFDS_DATA_DIR": str(digits_dir),
@@ -61,7 +61,7 @@ def start(digits_dir: Path) -> Callable[..., "subprocess.Popen[str]"]:
 
 
 def end_of(run: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code, and all that was said of an error."""
+    """Wait for a run; return its exit code and its stderr."""
     try:
         said = run.communicate(timeout=SECONDS)[1]
         return run.returncode, said
@@ -70,14 +70,14 @@ def end_of(run: "subprocess.Popen[str]") -> tuple[int, str]:
 
 
 def newest_checkpoint(workdir: Path) -> int:
-    """Of those that are finished; it can be loaded."""
+    """Step of the newest finished checkpoint, which is loaded to check it."""
     folders = (workdir / "checkpoints").iterdir()
     newest = max(int(path.name) for path in folders if path.name.isdecimal())
     assert load_network(workdir, make_workers(digits(), jax.devices()[:1]))[0] == newest
     return newest
 
 
-def test_a_disk_that_fills_up_with_checkpoints_ends_the_run_with_one_line(
+def test_disk_full_of_checkpoints_ends_the_run_with_one_line(
     start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ):
     flags = ["--num-steps", "12", "--checkpoint-every-steps", "2", "--log-every-steps", "1"]
@@ -91,7 +91,7 @@ def test_a_disk_that_fills_up_with_checkpoints_ends_the_run_with_one_line(
             f"python -m train: checkpoint {last + 2} cannot be written: No space left on device; "
             f"the last good checkpoint is {workdir}/checkpoints/{last}\n",
         )
-        # The same command goes on where there is space again.
+        # When there is space again, the same command resumes.
         mount("-o", "remount,size=100m", disk)
         assert end_of(start(workdir, *flags)) == (0, "")
         assert newest_checkpoint(workdir) == 12
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_up_with_checkpoints_ends_the_run_with_one_line(
         assert [json.loads(line)["step"] for line in lines] == [*range(1, 13)]
 
 
-def test_a_disk_that_fills_up_with_metrics_ends_the_run_with_one_line(
+def test_disk_full_of_metrics_ends_the_run_with_one_line(
     start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ):
     with small_disk(tmp_path / "disk", "64k") as disk:
@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up_with_metrics_ends_the_run_with_one_line(
         )  # fmt: skip
 
 
-def test_a_workdir_that_becomes_read_only_ends_the_run_with_one_line(
+def test_read_only_workdir_ends_the_run_with_one_line(
     start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ):
     workdir = tmp_path / "run"
@@ -117,7 +117,7 @@ def test_a_workdir_that_becomes_read_only_ends_the_run_with_one_line(
         while not (workdir / "checkpoints" / "5").is_dir():
             assert run.poll() is None
             time.sleep(0.01)
-        # Mounted over itself: what is being written to cannot be mounted anew.
+        # Bind-mounted over itself: a file system cannot become read-only while it is written to.
         mount("--bind", workdir, workdir)
         mount("-o", "remount,bind,ro", workdir)
         code, said = end_of(run)
@@ -135,7 +135,7 @@ def test_a_workdir_that_becomes_read_only_ends_the_run_with_one_line(
         subprocess.run(["umount", "--lazy", workdir], capture_output=True)
 
 
-def test_data_that_would_have_to_be_prepared_on_a_read_only_disk_is_one_line(
+def test_preparing_data_on_a_read_only_disk_fails_with_one_line(
     start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ):
     with small_disk(tmp_path / "disk", "1m") as disk:

@@ -15,14 +15,14 @@ from train.recipes import digits
 
 @pytest.fixture(scope="module")
 def run(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs on 8 devices."""
+    """The workdir of a run of three epochs on 8 devices."""
     workdir = tmp_path_factory.mktemp("evaluate") / "run"
     flags = ["--num-epochs", "3", "--warmup-epochs", "1", "--milestones", "2"]
     assert train([*flags, "--workdir", str(workdir), "--data-dir", str(digits_dir)]) == 0
     return workdir
 
 
-def test_it_says_what_training_said_and_writes_each_prediction(
+def test_error_matches_training_and_each_prediction_is_written(
     run: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["--workdir", str(run)]) == 0
@@ -40,7 +40,7 @@ def test_it_says_what_training_said_and_writes_each_prediction(
     assert "all 360 test images" in said
 
 
-def test_predictions_go_where_they_are_wanted(run: Path, tmp_path: Path):
+def test_predictions_are_written_to_the_given_path(run: Path, tmp_path: Path):
     path = tmp_path / "mine.csv"
     assert main(["--workdir", str(run), "--predictions", str(path)]) == 0
     assert len(path.read_text().splitlines()) == 361
@@ -54,7 +54,9 @@ def test_predictions_go_where_they_are_wanted(run: Path, tmp_path: Path):
         (["--workdri", "x"], "--workdri"),
     ],
 )
-def test_a_mistake_is_one_line(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+def test_bad_arguments_are_reported_in_one_line(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+):
     assert main(flags) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -62,7 +64,7 @@ def test_a_mistake_is_one_line(flags: list[str], words: str, capsys: pytest.Capt
     assert said.err.count("\n") == 1
 
 
-def test_a_run_without_checkpoints_is_named(
+def test_run_without_checkpoints_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Whole runs that are killed, stopped, damaged and moved to other devices, again and again."""
+"""Complete runs that are killed repeatedly, stopped, corrupted or moved to other devices."""
 
 import os
 import re
@@ -39,7 +39,7 @@ COMPILED = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 @pytest.fixture(scope="module")
 def folder(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Where the runs of this file are, with the digits for their data."""
+    """Folder for runs on the digits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(digits_dir))
         yield tmp_path_factory.mktemp("faults")
@@ -51,15 +51,13 @@ def undisturbed(folder: Path) -> Path:
     return folder / "undisturbed"
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
-    undisturbed: Path, folder: Path
-):
-    """With SIGKILL, at random moments of its start, compilation, training, saving, evaluation."""
+def test_repeatedly_killed_run_matches_undisturbed_run(undisturbed: Path, folder: Path):
+    """SIGKILL comes at random moments of start, compilation, training, saving and evaluation."""
     lives: list[dict[str, Any]] = []
-    for number in range(3):  # one is enough unless a busy machine lets a run end before its kill
+    for number in range(3):  # on a busy machine a run may finish before its kill
         workdir = folder / f"killed-{number}"
         lives += kill_until_it_ends(workdir, COMPILED, seed=7 + number)
-        is_as_if_nothing_had_been(workdir, undisturbed)
+        assert_matches(workdir, undisturbed)
         if len(lives) >= len(MOMENTS):
             break
     assert len(lives) >= len(MOMENTS) >= 25
@@ -67,8 +65,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
     assert max(life["resumed_from"] for life in lives) > LAST_STEP / 2
 
 
-def is_as_if_nothing_had_been(workdir: Path, undisturbed: Path) -> None:
-    """Compare what a run has left with what the undisturbed one has."""
+def assert_matches(workdir: Path, undisturbed: Path) -> None:
+    """Compare the results of a run with those of the undisturbed run."""
     assert outcome(workdir) == outcome(undisturbed)
     assert [record["step"] for record in records(workdir)] == [*range(1, LAST_STEP + 1)]
     assert not (workdir / "checkpoints" / "damaged").exists()
@@ -85,12 +83,12 @@ def is_as_if_nothing_had_been(workdir: Path, undisturbed: Path) -> None:
 
 
 def stop_at(workdir: Path, flags: list[str], cache: Path, step: int) -> tuple[int, str]:
-    """Start the command and send it SIGTERM when it has logged a step.
+    """Start the command and send it SIGTERM when it has logged `step`.
 
     Returns:
-        Its exit code and what it said.
+        Exit code and output.
     """
-    step = max(step, newest_record(workdir) + 1)  # or a record of the life before would do
+    step = max(step, newest_record(workdir) + 1)  # ignore records of earlier processes
     output = workdir.with_suffix(".txt")
     process = start(workdir, flags, environment(cache), output)
     deadline = time.monotonic() + 300
@@ -101,7 +99,7 @@ def stop_at(workdir: Path, flags: list[str], cache: Path, step: int) -> tuple[in
     return process.wait(), output.read_text()
 
 
-def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_data_and_losses(
+def test_run_moved_between_devices_keeps_its_data_and_losses(
     undisturbed: Path, folder: Path, digits_dir: Path
 ):
     workdir, last_step = folder / "moved", 2 * EPOCH_STEPS
@@ -136,7 +134,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
         assert record["step"] == expected["step"]
         assert record["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
 
-    # The images that these lives were fed, put together, are those of one life on one device.
+    # Together, these processes read the same images as one process on one device.
     config = parse_run([*FLAGS, "--workdir", str(workdir), "--data-dir", str(digits_dir)])
     dataset = open_dataset(config)
 
@@ -157,7 +155,7 @@ def test_a_run_that_is_stopped_and_moved_to_other_devices_goes_on_with_the_same_
         jax.tree.map(np.testing.assert_array_equal, minibatch, same)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+def test_corrupt_checkpoint_is_moved_aside_and_the_previous_one_used(
     undisturbed: Path, folder: Path
 ):
     """As a run has left it that was killed between its last checkpoint and its summary."""

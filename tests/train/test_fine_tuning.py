@@ -36,7 +36,7 @@ def fresh(workers: Workers, *, num_classes: int = 10, **changes: object) -> Trai
     return initial_state(config.experiment, num_classes, make_optimizer(lambda step: 0.1), workers)
 
 
-def test_all_of_a_network_is_taken_over_but_its_optimizer_is_new(trained: Path, workers: Workers):
+def test_transplant_copies_the_network_but_not_the_optimizer(trained: Path, workers: Workers):
     _, network = load_network(trained, workers)
     before = fresh(workers)
     state = transplant(network, into=before)
@@ -52,7 +52,7 @@ def test_all_of_a_network_is_taken_over_but_its_optimizer_is_new(trained: Path, 
     assert state.opt_state is before.opt_state
 
 
-def test_the_head_is_new_for_another_number_of_classes(trained: Path, workers: Workers):
+def test_head_is_reinitialized_for_another_number_of_classes(trained: Path, workers: Workers):
     _, network = load_network(trained / "checkpoints" / "44", workers)
     before = fresh(workers, num_classes=3)
     state = transplant(network, into=before)
@@ -63,7 +63,7 @@ def test_the_head_is_new_for_another_number_of_classes(trained: Path, workers: W
     )
 
 
-def test_what_does_not_fit_is_named_with_both_shapes(trained: Path, workers: Workers):
+def test_mismatched_parameter_is_reported_with_both_shapes(trained: Path, workers: Workers):
     _, network = load_network(trained, workers)
     with pytest.raises(UsageError, match=r"stem/conv/kernel .*\(3, 3, 1, 16\) .*\(3, 3, 3, 16\)"):
         transplant(network, into=fresh(workers, mean=(0.5,) * 3, std=(0.5,) * 3))
@@ -72,18 +72,20 @@ def test_what_does_not_fit_is_named_with_both_shapes(trained: Path, workers: Wor
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "checkpoints/7"])
-def test_no_checkpoint_is_a_clear_error(trained: Path, tmp_path: Path, workers: Workers, path: str):
+def test_missing_checkpoint_is_a_usage_error(
+    trained: Path, tmp_path: Path, workers: Workers, path: str
+):
     with pytest.raises(UsageError, match="has no checkpoint"):
         load_network(tmp_path if path == "" else trained / path, workers)
 
 
-def test_fine_tuning_starts_where_training_ended_with_constant_warmup(
+def test_fine_tuning_starts_at_the_trained_loss_with_constant_warmup(
     trained: Path, digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     common = [*SHORT, "--workdir", str(tmp_path), "--data-dir", str(digits_dir)]
     assert main([*common, "--init-from", str(tmp_path / "nothing")]) == 2
     capsys.readouterr()
-    # The mistake above has not taken the folder.
+    # The failed command has not claimed the workdir.
     assert main([*common, "--init-from", str(trained)]) == 0
     records, before = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -91,12 +93,12 @@ def test_fine_tuning_starts_where_training_ended_with_constant_warmup(
     )
     rates = [record["train/learning_rate"] for record in records]
     np.testing.assert_allclose(rates, [0.0125] * 11 + [0.1] * 22 + [0.01] * 11, rtol=1e-6)
-    # As good at once as the trained network was at its end, not as a fresh one with its ln 10.
+    # The first loss is near the trained network's last one, far below a fresh network's ln 10.
     first, last = records[0]["train/loss"], before[-1]["train/loss"]
     assert first == pytest.approx(last, rel=0.1)
     assert first < 0.85 * before[0]["train/loss"]
 
 
-def test_a_small_minibatch_has_nothing_to_warm_up_to(tmp_path: Path):
+def test_fine_tuning_with_a_small_batch_has_no_warmup(tmp_path: Path):
     config = digits().replace(init_from=tmp_path, num_workers=1)
     assert config.experiment.large_minibatch_recipe(1437).warmup_steps == 0

@@ -146,14 +146,14 @@ def sources() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", [path for path in sources() if "tests" not in path.parts])
-def test_a_long_file_says_why(path: Path):
+def test_long_files_explain_their_length(path: Path):
     """A file of more than 300 lines explains its length in its docstring."""
     text = path.read_text()
     if len(text.splitlines()) > 300:
         assert "long" in (ast.get_docstring(ast.parse(text)) or ""), path
 
 
-# Openings that leave the thing without a name, and words that this project has overused.
+# Openings that do not name the thing, and words that this project has overused.
 OPENING = re.compile(r"(Of|Whose|Where|As|To|With which|From which)\b")
 ODD = re.compile(
     r"(?<!there )\b(is|are) no (?!longer|larger|more|less)\w"

@@ -1,4 +1,4 @@
-"""Tests of the picture of the data: a run's exact images, and the number of each class."""
+"""The picture of the data: a run's exact images, and the number of images in each class."""
 
 import io
 import os
@@ -90,7 +90,7 @@ def test_the_images_are_those_of_the_first_minibatch(
     )
 
 
-def test_a_thousand_classes_in_color_have_no_names_below_the_histogram():
+def test_histogram_of_a_thousand_classes_omits_their_names():
     config = imagenet().replace(image_size=16)
     dataset = squares(1500, 20, [f"n{label:08d}" for label in range(1000)])
     left, right, (train, evaluation) = drawn(dataset, config)
@@ -123,7 +123,7 @@ class NoImages(Squares):
         return b""
 
 
-def test_a_sample_is_counted_if_there_are_many_labels():
+def test_labels_of_large_data_sets_are_sampled():
     labels = sampled_labels(NoImages(MAX_LABELS + 1000, MAX_LABELS + 1000), seed=0)
     assert len(labels) == len(set(labels.tolist())) == MAX_LABELS
     assert labels.max() > MAX_LABELS  # not the first ones

@@ -1,4 +1,4 @@
-"""Whole runs of `python -m train`, as a user starts them."""
+"""Complete runs of `python -m train`, started as a user starts them."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from train.step.optimizer import make_optimizer
 from train.step.state import TrainState, initial_state, params_digest
 
 ROOT = Path(__file__).parents[2]
-# Six epochs of 11 steps with all parts of the paper's schedule: seconds, yet a whole run.
+# Six epochs of 11 steps with every part of the paper's schedule: a complete run in seconds.
 SHORT = ["--num-epochs", "6", "--warmup-epochs", "2", "--milestones", "3", "5"]
 SHORT += ["--checkpoint-every-epochs", "1", "--log-every-steps", "1"]
 
@@ -36,7 +36,7 @@ TIMES = {"train/images_per_second", "train/seconds"}
 
 def environment(digits_dir: Path, **more: str) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    # The runs of this file compile the same step: the second and later ones need not.
+    # The runs of this file share compiled steps.
     clean["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
     clean["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     clean["XLA_FLAGS"] = os.environ["XLA_FLAGS"]
@@ -71,7 +71,7 @@ def summary(workdir: Path) -> dict[str, Any]:
 def main_job(
     digits_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """`python -m train` as it stands, with a trap where TensorFlow would be imported from."""
+    """A run of the default recipe, with a fake TensorFlow that records its import."""
     folder = tmp_path_factory.mktemp("main")
     trap = folder / "trap" / "tensorflow"
     trap.mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_the_main_job_learns_the_digits(main_job: tuple[Path, Any]):
     assert f"results: {workdir}/summary.json" in ended.stdout
 
 
-def test_the_main_job_says_its_plan_first(main_job: tuple[Path, Any]):
+def test_the_main_job_prints_its_plan_first(main_job: tuple[Path, Any]):
     said = main_job[1].stdout.split("step 10/990")[0]
     for words in (
         "resnet8", "k = 8 workers x n = 16 images, kn = 128", "η = 0.0125", "kη = 0.1",
@@ -104,7 +104,7 @@ def test_the_main_job_says_its_plan_first(main_job: tuple[Path, Any]):
         assert words in said
 
 
-def test_the_main_job_imports_no_tensorflow(main_job: tuple[Path, Any]):
+def test_the_main_job_does_not_import_tensorflow(main_job: tuple[Path, Any]):
     assert not (main_job[0].parent / "imported").exists()
 
 
@@ -113,7 +113,7 @@ def test_the_main_job_writes_no_escape_codes_without_a_terminal(main_job: tuple[
     assert len(main_job[1].stdout.splitlines()) < 60
 
 
-def test_the_main_job_leaves_what_it_promises(main_job: tuple[Path, Any]):
+def test_the_main_job_writes_every_promised_file(main_job: tuple[Path, Any]):
     workdir = main_job[0]
     with Image.open(workdir / "curves.png") as picture:
         assert picture.format == "PNG"
@@ -131,10 +131,10 @@ def test_the_main_job_leaves_what_it_promises(main_job: tuple[Path, Any]):
     assert all(record["train/images_per_second"] > 0 for record in logged)
 
 
-def test_the_rate_that_was_applied_is_the_recipes(main_job: tuple[Path, Any]):
-    """Written out from the paper: from 0.0125 to 0.1 in 5 epochs, ÷ 10 at epochs 30, 60, 80."""
+def test_the_applied_learning_rate_matches_the_paper(main_job: tuple[Path, Any]):
+    """The paper's schedule: from 0.0125 to 0.1 in 5 epochs, then ÷ 10 at epochs 30, 60 and 80."""
     for record in records(main_job[0]):
-        update = record["step"] - 1  # the update that a record speaks of, counted from 0
+        update = record["step"] - 1  # index of the record's update, from 0
         rate = 0.0125 + (0.1 - 0.0125) * min(update / 55, 1)
         rate /= 10 ** sum(update >= epoch * 11 for epoch in (30, 60, 80))
         assert record["train/learning_rate"] == pytest.approx(rate, rel=1e-6)
@@ -145,7 +145,7 @@ def test_the_rate_that_was_applied_is_the_recipes(main_job: tuple[Path, Any]):
     assert recipe.num_steps == 990
 
 
-def test_a_second_run_says_that_it_is_finished(
+def test_rerun_reports_that_the_run_is_finished(
     main_job: tuple[Path, Any], digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = main_job[0]
@@ -158,14 +158,15 @@ def test_a_second_run_says_that_it_is_finished(
 def test_eight_devices_give_the_same_losses(
     main_job: tuple[Path, Any], digits_dir: Path, tmp_path: Path
 ):
-    """Those of the main job, which has one."""
+    """The main job runs on one device."""
     flags = ["--num-steps", "20", "--log-every-steps", "1", "--num-devices", "8"]
     assert train(tmp_path / "run", digits_dir, flags).returncode == 0
     eight = records(tmp_path / "run")
     assert len(eight) == 20
-    for one in records(main_job[0])[:3]:
+    first = records(main_job[0])[:3]
+    assert first[-1]["step"] == 20
+    for one in first:
         assert one["train/loss"] == pytest.approx(eight[one["step"] - 1]["train/loss"], rel=1e-4)
-    assert one["step"] == 20
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def undisturbed(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def interrupt(workdir: Path, digits_dir: Path, at_step: int) -> tuple[int, str]:
-    """Start a short run and send it Ctrl-C when it has logged a step."""
+    """Start a short run and send it SIGINT when it has logged `at_step` steps."""
     command = [sys.executable, "-m", "train", "--workdir", str(workdir), *SHORT]
     with subprocess.Popen(
         command,
@@ -197,10 +198,10 @@ def interrupt(workdir: Path, digits_dir: Path, at_step: int) -> tuple[int, str]:
         return process.returncode, said
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(
+def test_interrupted_run_resumes_to_the_same_result(
     undisturbed: Path, digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Other signals, kills and other devices stand in test_faults."""
+    """Other signals, kills and changes of devices are tested in test_faults."""
     workdir = tmp_path / "run"
     code, said = interrupt(workdir, digits_dir, at_step=25)
     assert code == 75
@@ -218,7 +219,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert timeless(workdir) == timeless(undisturbed)
 
 
-def test_another_configuration_is_refused(
+def test_resuming_with_another_seed_is_refused(
     undisturbed: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     other = ["--workdir", str(undisturbed), "--data-dir", str(digits_dir), *SHORT, "--seed", "1"]
@@ -228,10 +229,10 @@ def test_another_configuration_is_refused(
     assert said.count("\n") == 1
 
 
-def test_another_optimizer_and_state_take_the_place_of_the_trainers(
+def test_experiments_can_replace_optimizer_and_initial_state(
     digits_config: Callable[..., Config],
 ):
-    """A state of ones, and an optimizer that moves nothing: it ends with ones."""
+    """Parameters that start at 1 end at 1 with an optimizer whose updates are zero."""
     states: list[TrainState] = []
 
     def ones(*args: Any) -> TrainState:

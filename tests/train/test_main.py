@@ -1,4 +1,4 @@
-"""The command line: what it understands, and one clear line for what it does not."""
+"""The command line: its flags, and one clear line for each mistake."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from train.errors import UsageError
 from train.recipes import RECIPES, digits
 
 
-def test_no_recipe_means_digits():
+def test_the_default_recipe_is_digits():
     assert parse_run([]) == digits()
     assert parse_run(["--seed", "3"]) == digits().replace(seed=3)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_by_name(name: str):
+def test_every_recipe_can_be_selected_by_name(name: str):
     assert parse_run([name]) == RECIPES[name]()
 
 
@@ -53,7 +53,7 @@ def test_flags_override_a_recipe():
 
 
 @pytest.mark.parametrize("args", [["--help"], ["digits", "--help"]])
-def test_help_names_the_recipes_or_the_flags(args: list[str], capsys: pytest.CaptureFixture[str]):
+def test_help_lists_the_recipes_or_the_flags(args: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ending:
         parse_run(args)
     assert not ending.value.code
@@ -75,7 +75,7 @@ def test_help_names_the_recipes_or_the_flags(args: list[str], capsys: pytest.Cap
         ("--coordinator-address localhost:1", ["--num-processes"]),
     ],
 )
-def test_a_wrong_flag_or_value_is_one_line(args: str, words: list[str]):
+def test_wrong_flag_or_value_is_reported_in_one_line(args: str, words: list[str]):
     with pytest.raises(UsageError) as error:
         parse_run(args.split())
     message = str(error.value)
@@ -88,7 +88,7 @@ def test_a_wrong_flag_or_value_is_one_line(args: str, words: list[str]):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        # 8 devices, as tests/conftest.py sets up
+        # tests/conftest.py sets up 8 devices
         ("--num-workers 12", ["--num-workers is 12", "8 × 1"]),
         ("--accumulation-steps 3", ["8 × 3"]),
         ("--num-workers 256", ["1437"]),
@@ -101,7 +101,7 @@ def test_a_wrong_flag_or_value_is_one_line(args: str, words: list[str]):
         ("--workdir /dev/null/run", ["--workdir", "/dev/null/run"]),
     ],
 )
-def test_an_impossible_run_ends_with_one_line_and_code_2(
+def test_impossible_run_ends_with_one_line_and_exit_code_2(
     args: str,
     words: list[str],
     digits_dir: Path,

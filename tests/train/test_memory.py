@@ -1,4 +1,4 @@
-"""The largest n that fits, and what a compiled step says of its memory."""
+"""The largest n that fits into memory, and the memory of a compiled step."""
 
 import math
 import re
@@ -17,19 +17,19 @@ SMALL = ["digits", "--num-classes", "10"]
 
 
 @pytest.mark.parametrize("largest", [1, 7, 31, 32, 33, 64, 117, 5000, 123_456])
-def test_few_compilations_find_it(largest: int):
+def test_few_compilations_find_the_largest_n(largest: int):
     tried: list[int] = []
 
     def num_bytes(n: int) -> int:
         tried.append(n)
-        return 1000 + 24 * n + n % 7  # even but for what alignment adds
+        return 1000 + 24 * n + n % 7  # linear except for alignment
 
     assert largest_that_fits(num_bytes, num_bytes(largest)) == largest
     assert {largest, largest + 1} <= set(tried)
     assert len(tried) - 1 <= 7
 
 
-def test_it_is_found_where_bytes_jump_or_nobody_knows_them():
+def test_largest_n_is_found_if_bytes_jump_or_are_unknown():
     assert largest_that_fits(lambda n: n if n < 50 else 10 * n, 60) == 49
     assert largest_that_fits(lambda n: 10 + n, 10) == 0
     tried: list[int] = []
@@ -42,24 +42,24 @@ def test_it_is_found_where_bytes_jump_or_nobody_knows_them():
     assert len(tried) <= 7
 
 
-def test_a_step_holds_the_state_the_minibatch_and_its_activations():
-    """On 8 devices, as tests/conftest.py sets up, of which each has one worker."""
+def test_step_memory_has_state_minibatch_and_activations():
+    """Each of the 8 devices from tests/conftest.py has one worker."""
     options = Options(recipe="digits", num_classes=10)
     config = options.config_for(8, 16)
     _, memory = compile_step(config, 10, lambda _: 0.1, jax.devices())
     workers = make_workers(config)
     optimizer = make_optimizer(lambda _: 0.1)
     state = jax.eval_shape(lambda: initial_state(config.experiment, 10, optimizer, workers))
-    # Beside the arrays there are a few bytes for each.
+    # Each array takes a few bytes more than its contents.
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert memory.state == pytest.approx(num_bytes, rel=0.01)
     assert memory.minibatch == 16 * (8 * 8 * 1 + 4 + 4)
-    # The stem's output alone, in float32, is kept for the way back.
+    # The backward pass needs at least the stem's output, in float32.
     assert memory.activations > 16 * 8 * 8 * 16 * 4
     assert memory.training == memory.step + 2 * memory.minibatch
 
 
-def test_the_command_says_which_n_fits_and_why(capsys: pytest.CaptureFixture[str]):
+def test_the_command_reports_the_largest_n_and_the_reason(capsys: pytest.CaptureFixture[str]):
     assert main([*SMALL, "--memory-bytes", str(6 * MEGABYTE)]) == 0
     said = capsys.readouterr().out
     reason = re.search(r"n = (\d+) is the largest that fits, .* n = (\d+) needs .* too much", said)
@@ -84,7 +84,7 @@ def test_the_command_says_which_n_fits_and_why(capsys: pytest.CaptureFixture[str
         (["--accumulation-steps", "3"], 2, "8 × 3"),
     ],
 )
-def test_what_is_impossible_is_one_line(
+def test_impossible_requests_are_reported_in_one_line(
     args: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main([*SMALL, *args]) == code
@@ -96,5 +96,5 @@ def test_what_is_impossible_is_one_line(
 def test_simulated_devices_share_the_machines_memory():
     one, _ = memory_of(jax.devices()[0], 1)
     eighth, _ = memory_of(jax.devices()[0], 8)
-    assert eighth == pytest.approx(one / 8, rel=0.5)  # others come and go meanwhile
+    assert eighth == pytest.approx(one / 8, rel=0.5)  # other processes allocate memory too
     assert one > 100 * MEGABYTE

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: nothing of them is kept, and the run says so."""
+"""Losses and gradients that are not finite: the update is discarded, and the run reports it."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ from train.step.state import initial_state
 from train.step.train_step import make_train_step
 from train.step.workers import make_workers
 
-# From the first step on the weights are finite but so large that nothing computed of them is.
+# After the first step the weights are finite, but too large for finite activations.
 EXPLODING = ["--base-learning-rate", "1e30", "--warmup", "none", "--checkpoint-every-steps", "1"]
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
     def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line, parse_constant=refuse) for line in lines]
@@ -42,8 +42,8 @@ def assert_finite(workdir: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("level", [1, 255])
-def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
-    """Of a pixel of 1 only the variance is not finite; of 255, loss and gradients too."""
+def test_skipped_update_changes_only_the_number_of_steps(level: int):
+    """Pixels of 1 make only the variance infinite; pixels of 255, loss and gradients too."""
     config = digits().replace(num_workers=2, batch_size_per_worker=2, mean=(0.0,), std=(1e-38,),
         on_nonfinite="skip", noise_scale=True,
     )  # fmt: skip
@@ -73,12 +73,12 @@ def test_a_skipped_update_changes_nothing_but_the_number_of_steps(level: int):
         jax.tree.map(np.testing.assert_array_equal, getattr(skipped, name), getattr(without, name))
 
 
-def test_the_run_stops_at_once_and_the_last_good_checkpoint_is_kept(
+def test_run_stops_at_once_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = tmp_path / "run"
     command = ["--workdir", str(workdir), "--data-dir", str(digits_dir), *EXPLODING]
-    for _ in range(2):  # the same again, from the checkpoint
+    for _ in range(2):  # the second run resumes from the checkpoint
         assert main(command) == 1
         assert capsys.readouterr().err == (
             "python -m train: loss or gradients of step 2 are not finite (learning rate 8e+30); a "
@@ -91,7 +91,7 @@ def test_the_run_stops_at_once_and_the_last_good_checkpoint_is_kept(
         assert not (workdir / "summary.json").exists()
 
 
-def test_skipped_updates_are_counted_over_the_whole_run_up_to_a_limit(
+def test_skipped_updates_are_counted_across_resumes_up_to_a_limit(
     tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = tmp_path / "run"

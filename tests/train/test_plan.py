@@ -12,7 +12,7 @@ from train.recipes import imagenet
 from train.step.workers import make_workers
 
 
-def test_the_plan_says_what_is_about_to_happen(digits_config: Callable[..., Config]):
+def test_the_plan_describes_the_run(digits_config: Callable[..., Config]):
     config = digits_config(accumulation_steps=2)
     dataset = open_dataset(config)
     text = make_plan(config, dataset, make_workers(config, jax.devices()[:4])).describe()

@@ -1,4 +1,4 @@
-"""Predictions for slices and clusters that are not there."""
+"""Predictions for TPU slices and GPU clusters, without the hardware."""
 
 import importlib.util
 import json
@@ -37,12 +37,14 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["--step-seconds", "1", "--num-gpus", "12"], "--num-gpus has 12"),
     ],
 )
-def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], args: list[str], message: str):
+def test_bad_arguments_are_reported_in_one_line(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+):
     assert message in refused(capsys, *args)
 
 
 @pytest.mark.skipif(HAS_COMPILER, reason="the TPU compiler is installed")
-def test_without_the_compiler_it_says_what_to_install(capsys: pytest.CaptureFixture[str]):
+def test_missing_compiler_is_reported_with_the_install_command(capsys: pytest.CaptureFixture[str]):
     assert "pip install" in refused(capsys, "--topology", "v5e:2x4")
 
 
@@ -54,11 +56,11 @@ def predicted(name: str, *reductions: AllReduce, **options: Any) -> Any:
     return predict_slice(name, schedule, 101, ASSUMPTIONS, **defaults | options)
 
 
-def test_a_slice_waits_for_what_its_schedule_does_not_hide():
+def test_a_slice_waits_for_communication_that_is_not_hidden():
     hidden, exposed = AllReduce(1_000_000, 2_000_000, 5), AllReduce(4_000_000, 0, None)
     prediction = predicted("v5e:2x2", hidden, exposed, workers_per_device=3)
     assert prediction.num_workers == 12
-    # Rings of 4 chips: 6 quarters of the bytes at 2e9 bytes a second.
+    # Rings of 4 chips: 6 quarters of the bytes at 2e9 bytes per second.
     assert prediction.communication_seconds == pytest.approx(0.75e-3 + 3e-3)
     assert prediction.step_seconds == pytest.approx(3e-3 + 3e-3)
     assert prediction.images_per_second == pytest.approx(12 * 32 / 6e-3)
@@ -67,7 +69,7 @@ def test_a_slice_waits_for_what_its_schedule_does_not_hide():
     assert predicted("v5e:2x2", exposed, overlap=1.0).step_seconds == pytest.approx(3e-3)
 
 
-def test_efficiency_is_that_of_images_a_second_and_chip():
+def test_efficiency_compares_images_per_second_per_chip():
     reduction = AllReduce(8_000_000, 0, None)
     small, large = predicted("v5e:2x4", reduction), predicted("v5e:4x8", reduction)
     assert base_of([large, small]) is small
@@ -97,7 +99,7 @@ def test_gpus_are_predicted_from_a_measured_step(
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="the TPU compiler is missing: the extra `pod`")
 def test_a_step_is_compiled_for_a_slice(tmp_path: Path):
-    """Needs a minute."""
+    """Takes a minute."""
     args = ["--topology", "v5e:2x4", "--num-classes", "10", "--batch-size-per-worker", "4"]
     assert main(["digits", *args, "--out", str(tmp_path)]) == 0
     [prediction] = json.loads((tmp_path / "pod.json").read_text())["predictions"]

@@ -1,4 +1,4 @@
-"""Tests of preparing data sets: a user's own images, and those of tensorflow-datasets."""
+"""Preparing data sets: a user's own images, and data sets of tensorflow-datasets."""
 
 import gzip
 import importlib.util
@@ -168,11 +168,11 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, capsys: pytest.Capt
     assert not list(data.rglob("incomplete.*"))
 
 
-def cut_inside(path: Path) -> None:
+def shorten_contents(path: Path) -> None:
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
 
 
-def overwrite_inside(path: Path) -> None:
+def overwrite_middle(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 50] = b"\xff" * 50
     path.write_bytes(data)
@@ -227,11 +227,11 @@ def test_fashion_mnist_is_prepared_from_its_four_files(archives: Path, tmp_path:
             "not in the IDX format",
         ),
         (
-            lambda folder: cut_inside(folder / "t10k-images-idx3-ubyte.gz"),
+            lambda folder: shorten_contents(folder / "t10k-images-idx3-ubyte.gz"),
             "values, but its header says",
         ),
         (
-            lambda folder: overwrite_inside(folder / "train-images-idx3-ubyte.gz"),
+            lambda folder: overwrite_middle(folder / "train-images-idx3-ubyte.gz"),
             "train-images-idx3-ubyte.gz is damaged",
         ),
         (
@@ -250,7 +250,7 @@ def test_fashion_mnist_is_prepared_from_its_four_files(archives: Path, tmp_path:
         ),
     ],
 )
-def test_damaged_archives_are_reported_in_one_line(
+def test_corrupt_archives_are_reported_in_one_line(
     archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, words: str
 ):
     damage(archives)
@@ -267,7 +267,7 @@ def test_damaged_archives_are_reported_in_one_line(
     importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed here"
 )
 @pytest.mark.parametrize("name", ["imagenet2012", "fashion_mnist", "cifar10"])
-def test_a_missing_tensorflow_is_reported_with_the_command_to_install_it(
+def test_missing_tensorflow_is_reported_with_the_install_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
     assert main([name, "--data-dir", str(tmp_path)]) == 2

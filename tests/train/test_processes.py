@@ -1,4 +1,4 @@
-"""Real processes that train one run together, over gloo on this machine."""
+"""One run trained by several real processes, which communicate through Gloo on this machine."""
 
 import json
 import os
@@ -23,13 +23,13 @@ from train.run.checkpoint import load_network
 from train.step.workers import make_workers
 
 ROOT = Path(__file__).parents[2]
-PRIME = 353  # test images: prime to the minibatch, the workers, the devices and the processes
+PRIME = 353  # test images; coprime to batch size, workers, devices and processes
 FLAGS = [
     *("tfds", "--dataset", "digits_in_folders", "--model", "resnet8", "--image-size", "8"),
     *("--augmentation", "shift", "--num-workers", "8", "--batch-size-per-worker", "16"),
     *("--num-steps", "20", "--log-every-steps", "1"),
 ]
-# Of its images two for training and one for testing have lost their ends.
+# Two training images and one test image are truncated.
 SHARED = [*FLAGS, "--max-corrupt-images", "3", "--num-devices"]
 DAMAGED = {7, PRIME + 100, PRIME + 1000}
 
@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as a user's own images, so many of them for testing that nothing divides them."""
+    """The digits as a user's own images, `PRIME` of them for testing and a few truncated."""
     folder = tmp_path_factory.mktemp("folders")
     digits: Any = load_digits()
     for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
@@ -67,13 +67,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_process(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty steps by one process on 8 devices."""
+    """The workdir of twenty steps by one process on 8 devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     assert main([*SHARED, "8", "--workdir", str(workdir), "--data-dir", str(data_dir)]) == 0
     return workdir
 
 
-def test_two_processes_of_four_devices_do_as_one_of_eight(
+def test_two_processes_of_four_devices_match_one_of_eight(
     one_process: Path, data_dir: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
@@ -97,8 +97,8 @@ def test_two_processes_of_four_devices_do_as_one_of_eight(
     said = [process.communicate(timeout=240) for process in together]
     assert [process.returncode for process in together] == [0, 0], said
     assert "8 x cpu, 2 process(es)" in said[0][0]
-    for word in ("network", "writes to", "step ", "finished"):  # process 0 alone speaks, and Gloo,
-        assert word in said[0][0]  # from several threads at once
+    for word in ("network", "writes to", "step ", "finished"):  # only process 0 prints them;
+        assert word in said[0][0]  # Gloo's threads print in both
         assert word not in said[1][0]
 
     records, expected = (
@@ -132,8 +132,8 @@ def test_two_processes_of_four_devices_do_as_one_of_eight(
         assert np.linalg.norm(got - other) < 1e-5 * np.linalg.norm(other)
 
 
-def test_without_leave_to_replace_it_a_damaged_image_ends_the_run(data_dir: Path, tmp_path: Path):
-    """In one line, and nothing is saved of a step in which another stood in its place."""
+def test_corrupt_image_ends_the_run_unless_replacement_is_allowed(data_dir: Path, tmp_path: Path):
+    """The error is one line, and no step with a replacement image is saved."""
     workdir = tmp_path / "run"
     ended = subprocess.run(
         [sys.executable, "-m", "train", *FLAGS, "--workdir", workdir, "--data-dir", data_dir],
@@ -157,7 +157,7 @@ def test_without_leave_to_replace_it_a_damaged_image_ends_the_run(data_dir: Path
     assert not list((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def test_an_evaluation_leaves_a_damaged_image_out_if_it_may(
+def test_evaluation_omits_corrupt_images_if_allowed(
     one_process: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = ["--workdir", str(one_process), "--predictions", str(tmp_path / "predictions.csv")]

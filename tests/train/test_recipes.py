@@ -1,4 +1,4 @@
-"""The recipes, against the paper where they follow it (arXiv:1706.02677)."""
+"""The recipes, compared with the paper (arXiv:1706.02677)."""
 
 import inspect
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_imagenet_has_the_papers_schedule():
 
 
 def test_the_papers_baseline_has_no_warmup():
-    """Only minibatches of more than 256 images are warmed up (section 2.2)."""
+    """Only batch sizes above 256 have a warmup (section 2.2)."""
     baseline = imagenet().replace(num_workers=8).experiment.large_minibatch_recipe(NUM_IMAGENET)
     assert baseline.resolved_warmup == "none"
     assert float(baseline.schedule()(0)) == pytest.approx(0.1, rel=1e-6)
@@ -55,7 +55,7 @@ def test_digits_are_the_papers_recipe_at_a_small_scale():
         config.experiment.warmup_epochs,
     ) == (90, (30, 60, 80), 5)
     assert recipe.resolved_warmup == "gradual"
-    # The base rate is that of one worker's minibatch, and 8 workers have 8 times as much.
+    # The base rate is for one worker's minibatch; 8 workers have 8 times that rate.
     assert config.experiment.base_batch_size == config.experiment.batch_size_per_worker
     assert recipe.peak_learning_rate == pytest.approx(
         8 * config.experiment.base_learning_rate, rel=1e-6
@@ -72,7 +72,7 @@ def test_digits_are_normalized_by_their_own_statistics(digits_dir: Path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_what_it_does_and_how_it_is_run(name: str):
+def test_each_recipe_is_complete_and_documents_its_command(name: str):
     make = RECIPES[name]
     config, about = make(), inspect.getdoc(make)
     assert config.experiment.recipe == name
@@ -89,5 +89,5 @@ def test_small_images_are_not_cropped_and_digits_not_mirrored():
     assert fashion_mnist().experiment.augmentation == "shift-flip"
 
 
-def test_any_other_data_set_is_to_be_named():
+def test_the_tfds_recipe_has_no_default_data_set():
     assert tfds().experiment.dataset == ""

@@ -1,4 +1,4 @@
-"""Several seeds in one command, scored as the paper scores."""
+"""Several seeds in one command, scored as in the paper."""
 
 import json
 import statistics
@@ -37,13 +37,13 @@ def test_seeds_are_scored_together(
     }
     assert len(digests) == 2
 
-    assert main(command) == 0  # a second run trains nothing and says the same
+    assert main(command) == 0  # a rerun trains nothing and prints the same result
     second_said = capsys.readouterr().out
     assert second_said.count("already finished") == 2
     assert second_said.splitlines()[-1] == first_said.splitlines()[-1]
 
     (tmp_path / "runs/seeds.json").unlink()
     monkeypatch.setattr("jax.process_index", lambda: 1)
-    assert main(command) == 0  # of several processes the first writes and speaks for all
+    assert main(command) == 0  # only process 0 writes and prints
     assert not (tmp_path / "runs/seeds.json").exists()
     assert capsys.readouterr().out == ""

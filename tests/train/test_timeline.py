@@ -1,4 +1,4 @@
-"""Runs whose minibatch changes: their steps, epochs, examples and rates."""
+"""Runs whose batch size changes: their steps, epochs, examples and rates."""
 
 import itertools
 import json
@@ -34,12 +34,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def config_of(batch_size: int = 128, **changes: Any) -> Config:
-    """The digits at a minibatch of as many workers with an image each."""
+    """The digits recipe with as many workers as images in a minibatch."""
     return digits().replace(num_workers=batch_size, batch_size_per_worker=1, **changes)
 
 
 def run_of(num_examples: int, changes: list[tuple[int, int]], **fields: Any) -> Timeline:
-    """A run that goes on with each (minibatch) after each (step)."""
+    """Timeline of a run that is resumed once for each (step, batch size) in `changes`."""
     phases: tuple[Phase, ...] = ()
     timeline = Timeline(config_of(changes[0][1], **fields).experiment, num_examples)
     for step, batch_size in changes:
@@ -51,7 +51,7 @@ def run_of(num_examples: int, changes: list[tuple[int, int]], **fields: Any) -> 
 
 
 @pytest.mark.parametrize("warmup", ["auto", "none", "constant", "gradual"])
-def test_a_run_of_one_phase_is_its_recipe_to_the_bit(warmup: str):
+def test_run_of_one_phase_matches_its_recipe_exactly(warmup: str):
     config = config_of(128, warmup=warmup)
     timeline, recipe = (
         Timeline(config.experiment, 1437),
@@ -70,21 +70,23 @@ def test_a_run_of_one_phase_is_its_recipe_to_the_bit(warmup: str):
 
 @pytest.mark.parametrize("warmup", ["auto", "none", "constant"])
 @pytest.mark.parametrize("warmup_epochs", [0, 0.4, 5])
-def test_the_librarys_phases_say_the_same_of_one_minibatch(warmup: str, warmup_epochs: float):
+def test_batch_size_phases_match_a_run_of_one_batch_size(warmup: str, warmup_epochs: float):
     timeline = Timeline(config_of(128, warmup=warmup, warmup_epochs=warmup_epochs).experiment, 1437)
     phases, steps = timeline.batch_size_phases(), np.arange(990)
     assert phases.num_steps == 990
     np.testing.assert_allclose(phases.schedule()(steps), timeline.schedule()(steps), rtol=1e-6)
 
 
-def make_every_step(num_examples: int, changes: list[tuple[int, int]], num_epochs: int) -> Any:
-    """The slow way: one update after the other, with the examples that are left of the epoch."""
+def examples_step_by_step(
+    num_examples: int, changes: list[tuple[int, int]], num_epochs: int
+) -> Any:
+    """Reference: simulate one update after the other, with the examples left in the epoch."""
     sizes, epoch, position, step = dict(changes), 0, 0, 0
     batch_size, places, ends = changes[0][1], list[tuple[int, int]](), set[int]()
     while True:
         if step in sizes:
             batch_size = sizes[step]
-            if position and position + batch_size > num_examples:  # it was not the epoch's end yet
+            if position and position + batch_size > num_examples:  # too few examples are left
                 epoch, position = epoch + 1, 0
         if epoch >= num_epochs:
             return places, ends
@@ -97,7 +99,7 @@ def make_every_step(num_examples: int, changes: list[tuple[int, int]], num_epoch
 
 @given(st.data())
 @settings(deadline=None, derandomize=True, max_examples=150)
-def test_every_step_has_the_examples_that_the_slow_way_finds(data: Any):
+def test_examples_match_a_step_by_step_reference(data: Any):
     num_examples = data.draw(st.integers(1, 60))
     sizes = data.draw(st.lists(st.integers(1, num_examples), min_size=1, max_size=4))
     steps = data.draw(
@@ -107,9 +109,9 @@ def test_every_step_has_the_examples_that_the_slow_way_finds(data: Any):
     changes = list(zip([0, *sorted(steps)], sizes, strict=True))
     fields: dict[str, Any] = {"num_epochs": num_epochs, "milestones": (), "warmup": "none"}
     while run_of(num_examples, changes, **fields).num_steps <= changes[-1][0]:
-        changes.pop()  # a run that is at its end changes no more
+        changes.pop()  # a finished run cannot change
     timeline = run_of(num_examples, changes, **fields)
-    places, ends = make_every_step(num_examples, changes, num_epochs)
+    places, ends = examples_step_by_step(num_examples, changes, num_epochs)
     assert timeline.num_steps == len(places)
     assert [timeline.place(step) for step in range(len(places))] == places
     assert {step for step in range(1, len(places) + 1) if timeline.ends_epoch(step)} == ends
@@ -128,7 +130,7 @@ def test_every_step_has_the_examples_that_the_slow_way_finds(data: Any):
 
 
 def rates_step_by_step(timeline: Timeline, config: Config, changes: list[tuple[int, int]]) -> Any:
-    """The slow way: each rate from the one before, towards the scaled rate of the minibatch."""
+    """Reference: compute each rate from the previous one, toward the scaled rate."""
     rates: list[float] = []
     rate, target, slope = config.experiment.base_learning_rate, 0.0, 0.0
     batch_size, epoch, left = 0, 0, 0
@@ -163,7 +165,7 @@ def rates_step_by_step(timeline: Timeline, config: Config, changes: list[tuple[i
 
 @given(st.data())
 @settings(deadline=None, derandomize=True, max_examples=30)
-def test_the_rates_are_those_that_the_slow_way_finds(data: Any):
+def test_rates_match_a_step_by_step_reference(data: Any):
     sizes = data.draw(st.lists(st.sampled_from([2, 4, 8, 16]), min_size=1, max_size=4))
     sizes = [size for size, _ in itertools.groupby(sizes)]
     fields: dict[str, Any] = {
@@ -195,7 +197,7 @@ def test_the_rates_are_those_that_the_slow_way_finds(data: Any):
 
 @given(st.data())
 @settings(deadline=None, derandomize=True, max_examples=20)
-def test_a_change_leaves_the_rates_before_it_as_they_were(data: Any):
+def test_change_leaves_earlier_rates_unchanged(data: Any):
     sizes = data.draw(st.lists(st.integers(1, 16), min_size=2, max_size=2, unique=True))
     fields: dict[str, Any] = {
         "base_batch_size": 1, "num_epochs": 3, "warmup_epochs": data.draw(st.floats(0, 1.5)),
@@ -211,7 +213,7 @@ def test_a_change_leaves_the_rates_before_it_as_they_were(data: Any):
         )
 
 
-def test_a_milestone_between_two_phases_is_reached_where_the_second_begins():
+def test_milestone_between_two_phases_applies_from_the_second():
     fields: dict[str, Any] = {
         "base_batch_size": 1, "base_learning_rate": 0.1, "warmup": "none", "num_epochs": 2,
         "milestones": (0.74,),  # 8 of 11 steps before, 1 of 2 after
@@ -220,7 +222,7 @@ def test_a_milestone_between_two_phases_is_reached_where_the_second_begins():
     np.testing.assert_allclose(applied, [0.1] * 8 + [0.04] * 2, rtol=2e-6)
 
 
-def test_a_change_in_the_middle_of_a_constant_warmup_ends_it():
+def test_change_during_constant_warmup_ends_it():
     fields: dict[str, Any] = {
         "base_batch_size": 2, "base_learning_rate": 0.1, "warmup": "constant", "warmup_epochs": 1,
         "num_epochs": 4, "milestones": (3,),
@@ -231,7 +233,7 @@ def test_a_change_in_the_middle_of_a_constant_warmup_ends_it():
     np.testing.assert_allclose(applied, [0.1] * 8 + ramp + [0.4] * 12 + [0.04] * 8, rtol=2e-6)
 
 
-def test_a_change_back_and_the_same_minibatch_again():
+def test_changing_back_adds_a_phase_and_no_change_adds_none():
     phases = run_of(640, [(0, 64), (5, 128), (7, 64)]).phases
     assert [(phase.first_step, phase.batch_size) for phase in phases] == [
         (0, 64), (5, 128), (7, 64),
@@ -243,7 +245,7 @@ def test_a_change_back_and_the_same_minibatch_again():
     )
 
 
-def test_the_plan_of_a_changed_run_names_its_minibatches_and_rates():
+def test_plan_of_a_changed_run_lists_batch_sizes_and_rates():
     fields: dict[str, Any] = {"num_epochs": 4, "warmup_epochs": 1, "milestones": (3,)}
     said = run_of(1437, [(0, 64), (33, 128)], **fields).describe()
     assert "k = 64 workers x n = 1 images, kn = 64, from step 0" in said
@@ -255,7 +257,7 @@ def test_the_plan_of_a_changed_run_names_its_minibatches_and_rates():
     ]  # fmt: skip
 
 
-def test_the_minibatches_of_a_changed_run_are_its_places_in_the_order(digits_dir: Path):
+def test_minibatches_of_a_changed_run_follow_the_epoch_order(digits_dir: Path):
     config = digits().replace(data_dir=digits_dir, num_reader_threads=1, num_workers=16)
     dataset = open_dataset(config)
     first = Phase(first_step=0, num_workers=8, batch_size_per_worker=16)
@@ -269,8 +271,8 @@ def test_the_minibatches_of_a_changed_run_are_its_places_in_the_order(digits_dir
     assert [row.labels.tolist() for row in rows] == labels
 
 
-# Of four epochs: 33 steps of 64 images, which is one epoch and 11 of 22 steps, then 128 a step:
-# 5 for the 733 images that are left of the epoch, and two epochs of 11.
+# Four epochs. The first 33 steps have 64 images: one epoch, and half of the 22 steps of the second.
+# Then steps have 128: 5 for the 733 images left in the second epoch, and two epochs of 11.
 FLAGS = ["--num-epochs", "4", "--warmup-epochs", "1", "--milestones", "3", "--log-every-steps", "1"]
 FLAGS += ["--checkpoint-every-epochs", "1"]
 SMALL = [*FLAGS, "--num-workers", "4", "--num-steps", "33"]
@@ -295,7 +297,7 @@ sys.exit(main(args))
 
 
 def live(workdir: Path, digits_dir: Path, flags: list[str], kill_at: int | None = None) -> int:
-    """Start a run in a process of its own, which kills itself where it is to; its exit code."""
+    """Run the command in a subprocess that kills itself at step `kill_at`; return its exit code."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     clean |= {
         "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
@@ -309,7 +311,7 @@ def live(workdir: Path, digits_dir: Path, flags: list[str], kill_at: int | None 
 
 @pytest.fixture(scope="module")
 def before(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped in the middle of its second epoch."""
+    """The workdir of a run that was stopped in the middle of its second epoch."""
     workdir = tmp_path_factory.mktemp("phases") / "before"
     assert live(workdir, digits_dir, SMALL) == 0
     return workdir
@@ -317,7 +319,7 @@ def before(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def changed(before: Path, digits_dir: Path) -> Path:
-    """The same, to its end at twice the minibatch."""
+    """A copy of `before` that was resumed with twice the batch size, and finished."""
     workdir = shutil.copytree(before, before.with_name("changed"))
     assert live(workdir, digits_dir, LARGE) == 0
     return workdir
@@ -331,7 +333,7 @@ def summary_of(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "summary.json").read_text())
 
 
-def test_a_run_goes_on_at_twice_the_minibatch(changed: Path):
+def test_run_resumes_with_twice_the_batch_size(changed: Path):
     records = records_of(changed)
     assert [record["step"] for record in records] == [*range(1, 61)]
     seen = [64 * step for step in range(1, 34)] + [2112 + 128 * step for step in range(1, 28)]
@@ -370,8 +372,10 @@ def test_a_run_goes_on_at_twice_the_minibatch(changed: Path):
     assert json.loads((changed / "config.json").read_text())["num_workers"] == 8
 
 
-def test_kills_after_the_change_leave_no_trace(before: Path, changed: Path, digits_dir: Path):
-    """The first before there is a checkpoint of the new phase, the second after one."""
+def test_kills_after_the_change_do_not_alter_the_result(
+    before: Path, changed: Path, digits_dir: Path
+):
+    """The first kill is before a checkpoint of the new phase exists, the second is after that."""
     workdir = shutil.copytree(before, before.with_name("killed"))
     assert live(workdir, digits_dir, LARGE, kill_at=36) == -signal.SIGKILL
     assert live(workdir, digits_dir, LARGE, kill_at=52) == -signal.SIGKILL
@@ -391,7 +395,7 @@ def refusal(workdir: Path, digits_dir: Path, flags: list[str], capsys: Any) -> s
     return capsys.readouterr().err
 
 
-def test_without_the_flag_another_minibatch_is_refused(
+def test_batch_size_change_without_the_flag_is_refused(
     before: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     said = refusal(before, digits_dir, [*FLAGS, "--num-workers", "8"], capsys)
@@ -403,7 +407,7 @@ def test_without_the_flag_another_minibatch_is_refused(
     )
 
 
-def test_the_flag_allows_nothing_else(
+def test_the_flag_allows_no_other_change(
     before: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     said = refusal(before, digits_dir, [*LARGE, "--seed", "1"], capsys)
@@ -411,7 +415,7 @@ def test_the_flag_allows_nothing_else(
 
 
 @pytest.mark.parametrize("num_workers", [16, 88])
-def test_a_finished_run_does_not_change(
+def test_finished_run_cannot_change_its_batch_size(
     changed: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str], num_workers: int
 ):
     config = (changed / "config.json").read_text()
@@ -425,10 +429,10 @@ def test_a_finished_run_does_not_change(
     assert "already finished: 60 steps, 5568 images seen" in capsys.readouterr().out
 
 
-def test_a_run_without_a_checkpoint_begins_with_the_new_minibatch(tmp_path: Path):
+def test_run_without_a_checkpoint_starts_with_the_new_batch_size(tmp_path: Path):
     before = digits().replace(workdir=tmp_path, num_workers=16)
     with claim(before), Checkpoints(tmp_path / "checkpoints", before):
-        MetricsLog(tmp_path, 0).close()  # as a run leaves it that is killed before it saves
+        MetricsLog(tmp_path, 0).close()  # the state after a kill before the first checkpoint
     config = before.replace(num_workers=8, allow_batch_size_change=True)
     with claim(config), Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
         timeline = resume_timeline(
@@ -438,4 +442,4 @@ def test_a_run_without_a_checkpoint_begins_with_the_new_minibatch(tmp_path: Path
     (phase,) = timeline.phases
     assert (phase.first_step, phase.batch_size) == (0, 128)
     with claim(config.replace(allow_batch_size_change=False)):
-        pass  # it is the run's own now
+        pass  # the new batch size is now the run's own

@@ -1,4 +1,4 @@
-"""The data order and the augmentation as pure functions, whoever loads the data."""
+"""Data order and augmentation: pure functions, no matter which process loads the data."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ property_test = settings(deadline=None, derandomize=True, max_examples=50)
 
 
 class Numbered:
-    """Images of noise in memory, each with its own number as its label."""
+    """In-memory noise images, each with its own index as its label."""
 
     def __init__(self, num_examples: int) -> None:
         rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def numbered(num_train: int = 37, num_evaluation: int = 13) -> Dataset:
 
 
 def small_config(**changes: Any) -> Config:
-    """Minibatches of k = 4 times n = 3: three steps an epoch of 37 images."""
+    """Minibatches of k = 4 times n = 3: three steps per epoch of 37 images."""
     return digits().replace(num_workers=4, batch_size_per_worker=3, **changes)
 
 
@@ -72,7 +72,7 @@ def workers_of(config: Config, num_devices: int = 1) -> Workers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneHost(Workers):
-    """The workers as one of several processes sees them, which feeds only its own."""
+    """The workers from the view of one of several processes, which feeds only its own."""
 
     fed_here: tuple[int, ...]
 
@@ -86,8 +86,8 @@ def as_host(workers: Workers, fed_here: Sequence[int]) -> OneHost:
     return OneHost(**fields, fed_here=tuple(fed_here))
 
 
-def in_order_of_workers(rows: Examples, workers: Workers) -> Examples:
-    """The rows of a minibatch, as (worker, image, ...), worker 0 first."""
+def sorted_by_worker(rows: Examples, workers: Workers) -> Examples:
+    """Rows of a minibatch with shape (worker, image, ...), worker 0 first."""
 
     def reorder(column: np.ndarray) -> np.ndarray:
         by_worker = column.reshape(len(workers.local), -1, *column.shape[1:])
@@ -101,7 +101,7 @@ def training_steps(
 ) -> list[Examples]:
     workers = workers or workers_of(config)
     minibatches = training_minibatches(make_plan(config, numbered(), workers), first, last)
-    return [in_order_of_workers(rows, workers) for rows in minibatches]
+    return [sorted_by_worker(rows, workers) for rows in minibatches]
 
 
 def assert_same(left: Examples, right: Examples) -> None:
@@ -110,7 +110,7 @@ def assert_same(left: Examples, right: Examples) -> None:
 
 
 def augmented(config: Config, epoch: int) -> dict[int, bytes]:
-    """What became of each example in an epoch of 36 images."""
+    """Augmented image of each example in an epoch of 36 images, by label."""
     steps_per_epoch = 37 // (
         config.experiment.num_workers * config.experiment.batch_size_per_worker
     )
@@ -135,7 +135,7 @@ def test_the_order_differs_between_epochs_and_seeds():
     assert len(orders) == 400
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     order = epoch_order(1, 2, 50).tolist()
     epoch_order.cache_clear()
     np.random.seed(3)
@@ -143,15 +143,15 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert epoch_order(1, 2, 50).tolist() == order
 
 
-def test_a_worker_has_the_slice_of_the_order_at_its_place():
-    """Position s·kn + j·n of the epoch is where worker j's part of step s begins."""
+def test_each_worker_gets_its_slice_of_the_epoch_order():
+    """Worker j's part of step s begins at position s·kn + j·n of the epoch."""
     steps = training_steps(small_config(seed=5), 0, 6)
     for step, (epoch, place) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]):
         order = epoch_order(5, epoch, 37)[12 * place : 12 * (place + 1)]
         np.testing.assert_array_equal(steps[step].labels, order.reshape(4, 3))
 
 
-def test_the_workers_share_an_epoch_without_overlap_but_for_the_remainder():
+def test_workers_cover_an_epoch_without_overlap():
     steps = training_steps(small_config(), 0, 6)
     for epoch in (steps[:3], steps[3:]):
         examples = np.concatenate([step.labels.ravel() for step in epoch])
@@ -159,19 +159,19 @@ def test_the_workers_share_an_epoch_without_overlap_but_for_the_remainder():
         assert set(examples.tolist()) < set(range(37))
 
 
-def test_training_images_are_those_of_their_labels():
+def test_training_images_match_their_labels():
     pixels = Numbered(37).pixels
     for step in training_steps(small_config(), 0, 3):
         for image, label in zip(
             step.images.reshape(-1, 8, 8, 1), step.labels.ravel().tolist(), strict=True
         ):
-            # The middle of a shifted image lies at most one pixel from where it was.
+            # A shift moves the middle of an image by at most one pixel.
             windows = np.lib.stride_tricks.sliding_window_view(pixels[label], (6, 6, 1))
             assert (windows.reshape(-1, 6, 6, 1) == image[1:7, 1:7]).all(axis=(1, 2, 3)).any()
 
 
 @pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(4, 1), (2, 2), (1, 4), (2, 1)])
-def test_minibatches_are_the_same_on_any_devices_in_any_parts(
+def test_minibatches_do_not_depend_on_devices_or_accumulation(
     num_devices: int, accumulation_steps: int
 ):
     whole = training_steps(small_config(), 0, 4)
@@ -182,7 +182,7 @@ def test_minibatches_are_the_same_on_any_devices_in_any_parts(
 
 
 @pytest.mark.parametrize("hosts", [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(3,), (2, 0), (1,)]])
-def test_hosts_put_together_have_the_same_minibatches(hosts: list[tuple[int, ...]]):
+def test_minibatches_of_all_hosts_together_match_a_single_host(hosts: list[tuple[int, ...]]):
     config = small_config()
     whole = training_steps(config, 0, 100)
     of_hosts = [training_steps(config, 0, 100, as_host(workers_of(config), h)) for h in hosts]
@@ -200,16 +200,16 @@ def test_hosts_put_together_have_the_same_minibatches(hosts: list[tuple[int, ...
             )
 
 
-def test_a_run_that_starts_later_goes_on_with_the_same_minibatches():
+def test_resumed_run_continues_with_the_same_minibatches():
     config = small_config()
     whole = training_steps(config, 0, 100)
-    for first in (1, 3, 50, 98, 100):  # in the middle and at the ends of epochs, and at the end
+    for first in (1, 3, 50, 98, 100):  # within epochs, at their ends, and at the end of the run
         later = training_steps(config, first, 100)
         for left, right in zip(whole[first:], later, strict=True):
             assert_same(left, right)
 
 
-def test_augmentation_depends_on_seed_epoch_and_example_alone():
+def test_augmentation_depends_only_on_seed_epoch_and_example():
     config = small_config(seed=1)
     once = augmented(config, epoch=1)
     for k, n in [(12, 1), (1, 12), (2, 9)]:
@@ -226,7 +226,7 @@ def test_augmentation_differs_between_epochs_and_seeds(seed: int, epoch: int):
 
 
 def test_examples_of_one_epoch_are_augmented_differently():
-    """A shift shows in the zeros that it brings in."""
+    """Zeros at the borders reveal the shift of an image."""
     borders = set()
     for step in training_steps(small_config(), 0, 3):
         for image in step.images.reshape(-1, 8, 8):
@@ -236,7 +236,7 @@ def test_examples_of_one_epoch_are_augmented_differently():
 
 
 @pytest.mark.parametrize("num_evaluation", [1, 11, 12, 13, 24, 29])
-def test_each_evaluation_example_comes_once_and_the_rest_is_padding(num_evaluation: int):
+def test_each_evaluation_example_appears_once_before_the_padding(num_evaluation: int):
     dataset, config = numbered(num_evaluation=num_evaluation), small_config()
     workers = workers_of(config)
     minibatches = list(evaluation_minibatches(make_plan(config, dataset, workers)))
@@ -251,7 +251,7 @@ def test_each_evaluation_example_comes_once_and_the_rest_is_padding(num_evaluati
     np.testing.assert_array_equal(images[:num_evaluation], Numbered(num_evaluation).pixels)
 
 
-def test_hosts_share_the_evaluation_examples():
+def test_hosts_split_the_evaluation_examples():
     dataset, config = numbered(num_evaluation=29), small_config()
     labels = [
         rows.labels
@@ -265,7 +265,7 @@ def test_hosts_share_the_evaluation_examples():
     assert sorted(seen[seen != NO_LABEL].tolist()) == list(range(29))
 
 
-def test_evaluation_images_are_cropped_as_the_recipe_says():
+def test_evaluation_images_are_cropped_as_configured():
     dataset = numbered(num_evaluation=5)
     config = small_config(augmentation="crop-flip", image_size=16)
     (rows,) = evaluation_minibatches(make_plan(config, dataset, workers_of(config)))
@@ -273,7 +273,7 @@ def test_evaluation_images_are_cropped_as_the_recipe_says():
         np.testing.assert_array_equal(image, AUGMENTATIONS["crop-flip"].evaluation_crop(pixels, 16))
 
 
-def test_real_digits_arrive_as_uint8_images_and_int32_labels(
+def test_digits_are_read_as_uint8_images_and_int32_labels(
     digits_config: Callable[..., Config],
 ):
     config = digits_config(num_workers=4, batch_size_per_worker=3)
@@ -286,7 +286,7 @@ def test_real_digits_arrive_as_uint8_images_and_int32_labels(
 
 
 class Broken(Numbered):
-    """Some files of the set are damaged."""
+    """`Numbered`, with some corrupt images."""
 
     def __init__(self, num_examples: int, damaged: Collection[int]) -> None:
         super().__init__(num_examples)
@@ -303,8 +303,8 @@ def broken(damaged: Collection[int]) -> Dataset:
     )
 
 
-def test_another_image_takes_the_place_of_a_damaged_one():
-    """With its own label, and with the rest of the minibatch as it would have been."""
+def test_corrupt_image_is_replaced_by_another():
+    """The replacement has its own label, and the rest of the minibatch is unchanged."""
     config = small_config()
     workers = workers_of(config)
     pixels = Numbered(37).pixels
@@ -322,12 +322,12 @@ def test_another_image_takes_the_place_of_a_damaged_one():
             windows = np.lib.stride_tricks.sliding_window_view(pixels[label], (6, 6, 1))
             assert (windows.reshape(-1, 6, 6, 1) == image[1:7, 1:7]).all(axis=(1, 2, 3)).any()
             replacements.append(int(label))
-    assert 5 <= len(replacements) <= 6  # two in each of three epochs, of which one is left out
+    assert 5 <= len(replacements) <= 6  # two in each of three epochs, unless in the remainder
     assert not {7, 20} & set(replacements)
-    assert len(set(replacements)) > 2  # another one in each epoch
+    assert len(set(replacements)) > 2  # they differ between epochs
 
 
-def test_a_replacement_depends_on_seed_epoch_and_example_alone():
+def test_replacement_depends_only_on_seed_epoch_and_example():
     def replaced(config: Config, workers: Workers, first: int, last: int) -> set[Any]:
         return {
             (int(example), int(label), image.tobytes())
@@ -351,7 +351,7 @@ def test_a_replacement_depends_on_seed_epoch_and_example_alone():
     assert not replaced(another_seed, workers_of(another_seed), 0, 9) & whole
 
 
-def test_a_damaged_image_is_left_out_of_an_evaluation():
+def test_corrupt_image_is_omitted_from_evaluation():
     config = small_config()
     minibatches = list(
         evaluation_minibatches(make_plan(config, broken({0, 5, 12}), workers_of(config)))
@@ -361,12 +361,12 @@ def test_a_damaged_image_is_left_out_of_an_evaluation():
         for name in ("labels", "corrupt")
     )
     is_damaged = np.isin(np.arange(24), [0, 5, 12])
-    is_left_out = is_damaged | (np.arange(24) >= 13)
-    np.testing.assert_array_equal(labels, np.where(is_left_out, NO_LABEL, np.arange(24)))
+    is_omitted = is_damaged | (np.arange(24) >= 13)
+    np.testing.assert_array_equal(labels, np.where(is_omitted, NO_LABEL, np.arange(24)))
     np.testing.assert_array_equal(corrupt, np.where(is_damaged, np.arange(24), INTACT))
 
 
-def test_a_data_set_with_no_image_that_can_be_decoded_is_told_so():
+def test_data_set_without_decodable_images_is_an_error():
     config, nothing = small_config(), broken(range(37))
     with pytest.raises(
         DataError, match=r"^image \d+ of the split 'train' of numbered is not an ima"
@@ -409,7 +409,7 @@ def prepare(
     builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
-def test_any_prepared_set_of_labeled_images_is_opened(tmp_path: Path):
+def test_any_prepared_data_set_of_labeled_images_can_be_opened(tmp_path: Path):
     prepare(tmp_path, "squares", {"image": IMAGE, "label": LABEL, "id": np.int64})
     dataset = open_dataset(small_config(data_dir=tmp_path, dataset="squares"))
     assert (len(dataset.train), len(dataset.evaluation), dataset.num_classes) == (3, 3, 10)
@@ -429,18 +429,18 @@ def usage_error(**changes: Any) -> str:
     return message
 
 
-def test_a_missing_data_set_is_told_how_to_be_prepared(tmp_path: Path):
+def test_unprepared_data_set_is_reported_with_the_command(tmp_path: Path):
     message = usage_error(data_dir=tmp_path, dataset="cifar10")
     assert message.startswith(f"--dataset cifar10 is not prepared in {tmp_path}; prepare it once")
     assert f"'python -m train.prepare cifar10 --data-dir {tmp_path}'" in message
 
 
-def test_the_recipe_for_any_data_set_asks_for_its_name(tmp_path: Path):
+def test_missing_data_set_name_is_reported(tmp_path: Path):
     assert usage_error(data_dir=tmp_path, dataset="").startswith("--dataset is missing; name a")
 
 
 @pytest.mark.parametrize("name", ["two words", "digits/", "../digits", "/etc"])
-def test_what_is_no_name_of_a_data_set_is_refused(tmp_path: Path, name: str):
+def test_invalid_data_set_name_is_refused(tmp_path: Path, name: str):
     message = usage_error(data_dir=tmp_path, dataset=name)
     assert message.startswith(f"--dataset {name} cannot be opened; a name is NAME, NAME/CONFIG")
 
@@ -460,7 +460,7 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path):
     ],
     ids=["no label", "no class", "no image"],
 )
-def test_other_features_are_named_with_those_that_are_needed(
+def test_unsuitable_features_are_reported_with_the_required_ones(
     tmp_path: Path, features: dict[str, Any], found: str
 ):
     prepare(tmp_path, "others", features)
@@ -471,7 +471,7 @@ def test_other_features_are_named_with_those_that_are_needed(
 
 
 @pytest.mark.parametrize("splits", [("train",), ("test",), ("training", "validation")])
-def test_missing_splits_are_named(tmp_path: Path, splits: tuple[str, ...]):
+def test_missing_splits_are_reported(tmp_path: Path, splits: tuple[str, ...]):
     prepare(tmp_path, "halves", {"image": IMAGE, "label": LABEL}, splits)
     assert usage_error(data_dir=tmp_path, dataset="halves") == (
         f"--dataset halves has the splits {sorted(splits)}; it must have 'train' and "
@@ -487,7 +487,7 @@ def test_a_test_split_without_labels_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("field", ["pythonClassName", "python_class_name", "python\\u0043lassName"])
-def test_a_data_set_cannot_have_modules_imported(
+def test_a_data_set_cannot_cause_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ):
     prepare(tmp_path, "trojan", {"image": IMAGE, "label": LABEL})
@@ -501,9 +501,9 @@ def test_a_data_set_cannot_have_modules_imported(
     assert not (tmp_path / "has_run").exists()
 
 
-def test_a_format_without_random_access_is_told_which_has_it(tmp_path: Path):
+def test_format_without_random_access_is_refused(tmp_path: Path):
     prepare(tmp_path, "sequential", {"image": IMAGE, "label": LABEL})
-    # Only TensorFlow can write tfrecord; the format that the metadata names decides already.
+    # Only TensorFlow can write tfrecord, but the format in the metadata is what is checked.
     path = tmp_path / "sequential" / "1.0.0" / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     message = usage_error(data_dir=tmp_path, dataset="sequential")
@@ -530,8 +530,8 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "tensorflow")
 """
 
 
-def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path: Path, digits_dir: Path):
-    # An empty package of that name: whoever wanted to import it could, and would be seen.
+def test_tensorflow_is_not_imported_even_if_it_is_installed(tmp_path: Path, digits_dir: Path):
+    # With an empty package of that name an import would succeed and be found in sys.modules.
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").touch()
     run = subprocess.run(

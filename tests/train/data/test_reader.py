@@ -1,4 +1,4 @@
-"""Reading ahead: the same bytes however it is done, within bounds, and ended with the run."""
+"""Reading ahead: deterministic bytes, bounded memory, and readers that end with the run."""
 
 import gc
 import hashlib
@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 class Photographs:
-    """JPEGs in memory, which counts how often it is read."""
+    """In-memory JPEGs, with a count of the reads."""
 
     def __init__(self, num_examples: int) -> None:
         pixels = np.random.default_rng(0).integers(256, size=(8, 40, 50, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ class Photographs:
 
 
 def opened(num_examples: int = 100, **changes: Any) -> tuple[Dataset, Config, Workers]:
-    """Photographs of which k = 4 workers take n = 5 each: five steps an epoch of 100."""
+    """Photographs for k = 4 workers with n = 5 each: five steps per epoch of 100."""
     defaults = {"num_workers": 4, "batch_size_per_worker": 5, "image_size": 16}
     config = imagenet().replace(**defaults | changes)
     photographs = Photographs(num_examples)
@@ -67,7 +67,7 @@ def planned(**changes: Any) -> Plan:
 
 
 def digest(minibatches: Iterable[Examples]) -> str:
-    """Of every byte, in order."""
+    """SHA-256 of every byte, in order."""
     sha = hashlib.sha256()
     for column in itertools.chain.from_iterable(minibatches):
         sha.update(np.asarray(column).tobytes())
@@ -75,7 +75,7 @@ def digest(minibatches: Iterable[Examples]) -> str:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    """Wait for what other threads or processes do."""
+    """Wait until other threads or processes make a condition true; return False after a minute."""
     deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -90,20 +90,20 @@ def test_100_minibatches_are_byte_identical_for_any_number_of_threads():
     assert len(digests) == 1
 
 
-def test_a_late_start_reads_nothing_before_it():
-    """Whatever took time for each step before would never come to an end."""
+def test_late_start_reads_no_earlier_steps():
+    """Any work for each of the earlier steps would never finish."""
     dataset, config, workers = opened()
     (rows,) = training_minibatches(make_plan(config, dataset, workers), 10**15, 10**15 + 1)
     assert rows.images.shape == (20, 16, 16, 3)
     order = epoch_order(
         config.experiment.seed, 10**15 // 5, 100
-    )  # 10**15 is the first of its epoch's steps
+    )  # 10**15 is the first step of its epoch
     np.testing.assert_array_equal(rows.labels, order[:20])
     assert dataset.train.num_reads == 20  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("prefetch_steps", [1, 3])
-def test_no_more_is_read_ahead_than_asked_for(prefetch_steps: int):
+def test_reading_ahead_is_limited_to_prefetch_steps(prefetch_steps: int):
     dataset, config, workers = opened(num_reader_threads=1, prefetch_steps=prefetch_steps)
     photographs: Any = dataset.train
     minibatches = training_minibatches(make_plan(config, dataset, workers), 0, 100)
@@ -132,7 +132,7 @@ def test_memory_stays_flat_over_20_000_images():
 
     before = resident_after(4_000)
     growth = resident_after(20_000) - before
-    assert growth < 10_000_000  # half a kilobyte an image
+    assert growth < 10_000_000  # half a kilobyte per image
 
 
 def numbered_rows(workers: Workers, number: int) -> Iterator[Examples[np.ndarray]]:
@@ -151,7 +151,7 @@ def test_devices_get_every_minibatch_in_order():
             np.testing.assert_array_equal(np.asarray(array).reshape(column.shape), column)
 
 
-def test_two_minibatches_are_on_their_way_while_one_is_used():
+def test_two_minibatches_are_prefetched_while_one_is_used():
     _, _, workers = opened()
     taken: list[int] = []
 
@@ -169,7 +169,7 @@ def test_two_minibatches_are_on_their_way_while_one_is_used():
     assert len(taken) == 11
 
 
-def test_closing_ends_what_reads_ahead():
+def test_closing_ends_the_reader_threads():
     dataset, config, workers = opened(num_reader_threads=3)
     before = set(threading.enumerate())
     fed: Any = on_devices(
@@ -183,7 +183,7 @@ def test_closing_ends_what_reads_ahead():
     assert eventually(lambda: not any(thread.is_alive() for thread in readers))
 
 
-def test_an_error_while_reading_ahead_comes_in_its_place():
+def test_read_error_is_raised_at_its_position():
     _, _, workers = opened()
 
     def rows() -> Iterator[Examples[np.ndarray]]:
@@ -196,7 +196,7 @@ def test_an_error_while_reading_ahead_comes_in_its_place():
         next(fed)
 
 
-def test_there_are_as_many_threads_as_cores_that_may_be_used():
+def test_default_number_of_threads_respects_cpu_affinity():
     allowed = os.sched_getaffinity(0)
     assert reader_threads(imagenet().machine) <= len(allowed)
     os.sched_setaffinity(0, {min(allowed)})
@@ -214,7 +214,7 @@ def test_there_are_as_many_threads_as_cores_that_may_be_used():
         (imagenet, 64, 0, 0), (imagenet, 1, 3, 3), (digits, 64, None, 0), (digits, 2, 2, 2),
     ],
 )  # fmt: skip
-def test_processes_are_used_where_they_are_faster_or_asked_for(
+def test_processes_are_used_if_faster_or_requested(
     recipe: Callable[[], Config], threads: int, processes: int | None, expected: int
 ):
     config = recipe().replace(num_reader_threads=threads, num_reader_processes=processes)
@@ -231,7 +231,7 @@ from train.step.workers import make_workers
 from tests.train.data.test_reader import digest
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: None)  # as a run does, which saves first
+    signal.signal(signal.SIGINT, lambda *_: None)  # as in a run, which saves before it ends
     config = digits().replace(
         data_dir=pathlib.Path(sys.argv[1]), num_reader_threads=2, num_reader_processes=2
     )
@@ -246,7 +246,7 @@ if __name__ == "__main__":
 """
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -254,9 +254,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="/proc is Linux's")
-def test_processes_read_the_same_bytes_outlive_ctrl_c_and_end_with_the_run(
-    tmp_path: Path, digits_dir: Path
-):
+def test_reader_processes_survive_ctrl_c_and_end_with_the_run(tmp_path: Path, digits_dir: Path):
     script = tmp_path / "read_in_processes.py"
     script.write_text(READ_IN_PROCESSES)
     with subprocess.Popen(
@@ -264,7 +262,7 @@ def test_processes_read_the_same_bytes_outlive_ctrl_c_and_end_with_the_run(
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # on which the kill is regretted
+        stderr=subprocess.DEVNULL,  # where the readers report the kill
         text=True,
         start_new_session=True,
     ) as run:
@@ -272,19 +270,19 @@ def test_processes_read_the_same_bytes_outlive_ctrl_c_and_end_with_the_run(
         assert run.stdout
         try:
             assert run.stdout.readline() == "starting\n"
-            for _ in range(10):  # while they start
+            for _ in range(10):  # while the readers start
                 os.killpg(run.pid, signal.SIGINT)
                 time.sleep(0.1)
             readers = [int(pid) for pid in run.stdout.readline().split()]
             assert len(readers) == 2
-            os.killpg(run.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
             run.stdin.write("\n")
             run.stdin.flush()
             config = digits().replace(data_dir=digits_dir)
             dataset, workers = open_dataset(config), make_workers(config, jax.devices()[:1])
             expected = digest(training_minibatches(make_plan(config, dataset, workers), 0, 100))
             assert run.stdout.readline() == expected + "\n"
-            assert all(map(runs, readers))
+            assert all(map(is_running, readers))
         finally:
             run.kill()
-        assert eventually(lambda: not any(map(runs, readers)))
+        assert eventually(lambda: not any(map(is_running, readers)))

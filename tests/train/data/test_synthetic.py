@@ -1,4 +1,4 @@
-"""Noise in the place of a data set, to measure the step alone."""
+"""Synthetic noise instead of a data set, to benchmark the step in isolation."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ def training(config: Config, first: int, last: int) -> list[Examples]:
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "imagenet"])
-def test_every_recipe_has_its_shapes_and_needs_no_prepared_data(name: str, tmp_path: Path):
+def test_noise_has_the_shapes_of_every_recipe_without_prepared_data(name: str, tmp_path: Path):
     config = RECIPES[name]().replace(data="synthetic", data_dir=tmp_path / "none", num_workers=2)
     dataset, _, workers = opened(config)
     assert dataset.name == f"synthetic {config.experiment.dataset}"
@@ -58,13 +58,13 @@ def test_every_recipe_has_its_shapes_and_needs_no_prepared_data(name: str, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-def test_the_sizes_are_those_of_the_data_sets(digits_dir: Path):
+def test_synthetic_sizes_match_the_data_set(digits_dir: Path):
     digits = RECIPES["digits"]().replace(data_dir=digits_dir)
     dataset = open_dataset(digits)
     assert CLASSES_AND_IMAGES[Digits.name] == (dataset.num_classes, len(dataset.train))
 
 
-def test_each_step_has_the_same_minibatch_at_no_cost():
+def test_every_step_reuses_the_same_minibatch():
     first, *others = training(small(), 0, 5)
     assert len(others) == 4
     assert all(rows is first for rows in others)
@@ -73,7 +73,7 @@ def test_each_step_has_the_same_minibatch_at_no_cost():
     np.testing.assert_array_equal(later.labels, first.labels)
 
 
-def test_images_and_labels_are_noise_of_the_seed():
+def test_images_and_labels_are_noise_that_depends_on_the_seed():
     (rows,), (same,), (other,) = (training(small(seed=seed), 0, 1) for seed in (1, 1, 2))
     np.testing.assert_array_equal(rows.images, same.images)
     for one, another in itertools.combinations([*rows.images, *other.images], 2):
@@ -81,19 +81,19 @@ def test_images_and_labels_are_noise_of_the_seed():
     assert len(set(rows.labels.tolist())) > 4
 
 
-def test_noise_depends_on_its_index_alone():
+def test_noise_depends_only_on_its_index():
     noise = Noise(100, 10)
     assert len(noise) == 100
     assert noise.__getitems__([3, 99]) == [noise.__getitems__([i])[0] for i in (3, 99)]
 
 
 @pytest.mark.parametrize(("name", "words"), [("cifar10", "is cifar10"), ("", "is missing")])
-def test_other_data_sets_have_no_shape(name: str, words: str):
+def test_other_data_sets_cannot_be_synthetic(name: str, words: str):
     with pytest.raises(UsageError, match=f"digits, fashion_mnist, imagenet2012; .*{words}"):
         open_dataset(small(dataset=name))
 
 
-def test_a_run_says_that_it_is_synthetic_and_stays_so(
+def test_run_reports_synthetic_data_and_cannot_switch(
     digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = ["--workdir", str(tmp_path / "run"), "--data-dir", str(digits_dir), "--num-steps", "2"]

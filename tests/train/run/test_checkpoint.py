@@ -1,4 +1,4 @@
-"""Checkpoints on disk, through other devices, kills, damage and donated buffers."""
+"""Checkpoints across changes of devices, kills, corruption and donated buffers."""
 
 import hashlib
 import json
@@ -31,14 +31,14 @@ REPOSITORY = Path(__file__).parents[3]
 
 OPTIMIZER = make_optimizer(optax.constant_schedule(0.1))
 
-# Bits that arithmetic or a conversion would not keep: two NaNs, infinity, -0, the smallest number.
+# Bits that arithmetic or a conversion could change: two NaNs, -infinity, -0, the least subnormal.
 AWKWARD = np.array([0x7FC00000, 0x7FC00001, 0xFF800000, 0x80000000, 1], np.uint32)
 
 PHASES = (Phase(first_step=0, num_workers=8, batch_size_per_worker=16),)
 
 
 def make(step: int, num_devices: int = 8) -> TrainState:
-    """A small state of the real form, with noise that differs from step to step."""
+    """A small training state, filled with noise that depends on the step."""
     rng = np.random.default_rng(step)
     noise = rng.normal(size=(7, 5)).astype(np.float32)
     params = {"conv": {"kernel": noise}, "bn": {"scale": AWKWARD.view(np.float32)}}
@@ -55,7 +55,7 @@ def make(step: int, num_devices: int = 8) -> TrainState:
 
 
 def bits(state: TrainState) -> list[np.ndarray]:
-    # Copies: buffers that are given away are overwritten.
+    # Copies, because donated buffers are overwritten.
     return [np.array(leaf).reshape(-1).view(np.uint32) for leaf in jax.tree.leaves(state)]
 
 
@@ -101,7 +101,7 @@ def test_without_checkpoints_there_is_nothing_to_restore(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("saved_on", "restored_on"), [(8, 8), (8, 1), (1, 8), (2, 4)])
-def test_a_state_comes_back_bit_for_bit_on_any_devices(
+def test_state_is_restored_bit_for_bit_on_any_devices(
     tmp_path: Path, saved_on: int, restored_on: int
 ):
     save(tmp_path, make(7, saved_on))
@@ -113,23 +113,23 @@ def test_a_state_comes_back_bit_for_bit_on_any_devices(
         assert leaf.sharding.device_set == set(jax.devices()[:restored_on])
 
 
-def test_the_newest_is_restored_and_three_are_kept(tmp_path: Path):
+def test_newest_checkpoint_is_restored_and_three_are_kept(tmp_path: Path):
     save(tmp_path, *(make(step) for step in (2, 4, 10, 9 + 10, 100)))
     assert steps_in(tmp_path) == [10, 19, 100]
     assert_same(restore(tmp_path, like=make(0)), make(100))
 
 
-def test_the_best_is_kept_too_over_resumes(tmp_path: Path):
-    errors = {1: 0.5, 2: 0.1, 3: 0.1, 5: 0.2, 7: 0.05}  # that of 7 comes after all saves
+def test_best_checkpoint_is_kept_across_resumes(tmp_path: Path):
+    errors = {1: 0.5, 2: 0.1, 3: 0.1, 5: 0.2, 7: 0.05}  # step 7 is after all checkpoints
     for step in range(1, 7):
         checkpoints = opened(tmp_path, keep_checkpoints=2)
         known = {at: error for at, error in errors.items() if at <= step}
         checkpoints.save(step, make(step), PHASES, known)
         checkpoints.close()
-    assert steps_in(tmp_path) == [3, 5, 6]  # of the two that are equal, the newer
+    assert steps_in(tmp_path) == [3, 5, 6]  # 2 and 3 are equally good; the newer is kept
 
 
-def test_beside_it_stand_the_configuration_and_the_versions(tmp_path: Path):
+def test_manifest_has_the_configuration_and_the_versions(tmp_path: Path):
     save(tmp_path, make(5))
     manifest = json.loads((tmp_path / "5" / "manifest.json").read_text())
     assert Config.from_json(json.dumps(manifest["config"])) == digits()
@@ -137,34 +137,34 @@ def test_beside_it_stand_the_configuration_and_the_versions(tmp_path: Path):
     assert manifest["versions"]["orbax-checkpoint"] == ocp.__version__
 
 
-def test_what_is_on_disk_is_not_written_again(tmp_path: Path):
+def test_existing_checkpoint_is_not_overwritten(tmp_path: Path):
     first, second = make(5), make(6)
     checkpoints = opened(tmp_path)
     checkpoints.save(5, first, PHASES, {})
-    checkpoints.save(5, second, PHASES, {})  # while the first is perhaps still being written
+    checkpoints.save(5, second, PHASES, {})  # the first may not be on disk yet
     checkpoints.close()
     assert_same(restore(tmp_path, like=second), first)
 
 
-def test_what_the_next_step_overwrites_is_saved_as_it_was(tmp_path: Path):
-    """The state is given to the next step while it is still being written."""
+def test_donated_state_is_saved_unchanged(tmp_path: Path):
+    """The state is donated to the next step while it is still being written."""
     state = make(1)
     expected = bits(state)
     steps = jax.jit(lambda s: jax.tree.map(lambda x: x + x.dtype.type(1), s), donate_argnums=0)
     checkpoints = opened(tmp_path)
     checkpoints.save(1, state, PHASES, {})
-    given_away: Any = state
+    donated: Any = state
     for _ in range(20):
-        given_away = steps(given_away)
-    jax.block_until_ready(given_away)
+        donated = steps(donated)
+    jax.block_until_ready(donated)
     checkpoints.close()
-    restored = restore(tmp_path, like=given_away)
+    restored = restore(tmp_path, like=donated)
     assert restored is not None
     for left, right in zip(bits(restored), expected, strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-# Ends itself, without any cleaning up, as soon as there are traces of the second checkpoint.
+# Exits without any cleanup as soon as it opens the manifest of the second checkpoint.
 KILLED_WHILE_SAVING = """
 import os, pathlib, sys
 import jax.numpy as jnp
@@ -197,7 +197,7 @@ checkpoints.close()
 """
 
 
-def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path: Path):
+def test_unfinished_checkpoint_of_a_killed_run_is_ignored(tmp_path: Path):
     run = subprocess.run(
         [sys.executable, "-c", KILLED_WHILE_SAVING, tmp_path],
         cwd=REPOSITORY,
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path: Path):
     checkpoints.save(3, like(3), PHASES, {})
     checkpoints.close()
     assert_same(restore(tmp_path, like(0)), like(3))
-    assert steps_in(tmp_path) == [1, 3]  # the remains are cleared away: they were no checkpoint
+    assert steps_in(tmp_path) == [1, 3]  # the unfinished checkpoint is deleted
 
 
 def half(file: Path) -> None:
@@ -254,7 +254,7 @@ def copy(three: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", [half, empty, remove, flip])
-def test_whatever_happens_to_a_file_no_wrong_value_is_restored(
+def test_no_wrong_value_is_restored_from_a_corrupt_file(
     three: Path, tmp_path: Path, damage: Callable[[Path], None]
 ):
     names = files_of(three / "9")
@@ -265,12 +265,12 @@ def test_whatever_happens_to_a_file_no_wrong_value_is_restored(
         checkpoints = opened(folder)
         restored = checkpoints.restore(make(0))
         checkpoints.close()
-        if name in ("_CHECKPOINT_METADATA", "commit_success.txt"):  # in which there are no values
+        if name in ("_CHECKPOINT_METADATA", "commit_success.txt"):  # they have no values
             assert checkpoints.moved == []
             assert_same(restored, make(9))
             continue
         if name == "manifest.json" and damage is flip and not checkpoints.moved:
-            assert_same(restored, make(9))  # a byte of the configuration, or of a version
+            assert_same(restored, make(9))  # the byte is in the configuration or a version
             continue
         (line,) = checkpoints.moved
         assert line.startswith("checkpoint 9 is corrupt: ")
@@ -281,7 +281,7 @@ def test_whatever_happens_to_a_file_no_wrong_value_is_restored(
         assert left == [other for other in names if damage is not remove or other != name]
 
 
-def test_more_than_the_newest_may_be_damaged(copy: Path):
+def test_several_corrupt_checkpoints_are_moved_aside(copy: Path):
     flip(next((copy / "9" / "default" / "ocdbt.process_0" / "d").iterdir()))
     empty(copy / "6" / "manifest.json")
     checkpoints = opened(copy)
@@ -290,14 +290,14 @@ def test_more_than_the_newest_may_be_damaged(copy: Path):
     assert [line.split(":")[0] for line in checkpoints.moved] == [
         "checkpoint 9 is corrupt", "checkpoint 6 is corrupt"
     ]  # fmt: skip
-    # What is set aside stays there, even when the same step is made and damaged again.
+    # Moved checkpoints stay there, even if the same step is saved and corrupted again.
     save(copy, make(9))
     remove(copy / "9" / "manifest.json")
     assert_same(restore(copy, make(0)), make(3))
     assert sorted(path.name for path in (copy / "damaged").iterdir()) == ["6", "9", "9.2"]
 
 
-def test_the_phases_are_those_of_the_checkpoint_that_is_restored(tmp_path: Path):
+def test_phases_are_those_of_the_restored_checkpoint(tmp_path: Path):
     first = Phase(first_step=0, num_workers=4, batch_size_per_worker=16)
     second = Phase(first_step=3, num_workers=8, batch_size_per_worker=16)
     checkpoints = opened(tmp_path)
@@ -314,7 +314,7 @@ def test_the_phases_are_those_of_the_checkpoint_that_is_restored(tmp_path: Path)
     checkpoints.close()
 
 
-def test_a_checkpoint_from_before_there_were_phases_has_one(tmp_path: Path):
+def test_checkpoint_without_a_phases_file_has_one_phase(tmp_path: Path):
     save(tmp_path, make(3))
     remove(tmp_path / "3" / "phases.json")
     manifest = json.loads((tmp_path / "3" / "manifest.json").read_text())
@@ -325,7 +325,7 @@ def test_a_checkpoint_from_before_there_were_phases_has_one(tmp_path: Path):
     assert checkpoints.phases == (Phase(first_step=0, num_workers=8, batch_size_per_worker=16),)
 
 
-def test_an_empty_folder_and_a_file_are_no_checkpoints(copy: Path):
+def test_empty_folder_and_plain_file_are_not_checkpoints(copy: Path):
     (copy / "12").mkdir()
     (copy / "15").write_text("not a folder")
     (copy / "0020").mkdir()
@@ -334,19 +334,19 @@ def test_an_empty_folder_and_a_file_are_no_checkpoints(copy: Path):
     assert sorted(path.name for path in (copy / "damaged").iterdir()) == ["12", "15"]
 
 
-def test_a_file_too_many_is_damage_too(copy: Path):
+def test_checkpoint_with_an_extra_file_is_corrupt(copy: Path):
     (copy / "9" / "default" / "d" / "stray").touch()
     assert_same(restore(copy, make(0)), make(6))
 
 
-def test_a_run_of_which_everything_is_damaged_begins_anew(copy: Path):
+def test_run_with_only_corrupt_checkpoints_starts_over(copy: Path):
     for step in (3, 6, 9):
         remove(copy / str(step) / "manifest.json")
     assert restore(copy, make(0)) is None
     assert sorted(path.name for path in (copy / "damaged").iterdir()) == ["3", "6", "9"]
 
 
-def test_a_network_is_loaded_from_the_newest_that_is_whole(copy: Path):
+def test_network_is_loaded_from_the_newest_intact_checkpoint(copy: Path):
     workers = make_workers(digits(), jax.devices()[:2])
     said: list[str] = []
     assert load_network(copy.parent, workers, said.append)[0] == 9
@@ -362,12 +362,12 @@ def test_a_network_is_loaded_from_the_newest_that_is_whole(copy: Path):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_array_equal(np.array(a).view(np.uint32), np.array(b).view(np.uint32))
     assert said == [f"{copy / '9'} is corrupt: default/_METADATA is not as it was written"]
-    assert (copy / "9").exists()  # a reader moves nothing
+    assert (copy / "9").exists()  # loading moves nothing
     with pytest.raises(UsageError, match="9 has no intact checkpoint"):
         load_network(copy / "9", workers, said.append)
 
 
-def test_a_strangers_checkpoints_are_refused(tmp_path: Path):
+def test_checkpoints_of_other_programs_are_refused(tmp_path: Path):
     with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
         manager.save(1, args=ocp.args.StandardSave({"weights": np.ones(3)}))
     said: list[str] = []
@@ -384,13 +384,13 @@ def listen(event: str, arguments: Any) -> None:
         EVENTS.append((event, arguments))
 
 
-sys.addaudithook(listen)  # which cannot be taken away again
+sys.addaudithook(listen)  # audit hooks cannot be removed
 
 
-def test_nothing_is_unpickled_or_evaluated_and_no_path_leads_out_of_a_checkpoint(copy: Path):
+def test_restoring_runs_no_code_and_opens_no_file_outside(copy: Path):
     global EVENTS
     workers = make_workers(digits(), jax.devices()[:2])
-    restore(copy, make(0))  # imports what is imported late
+    restore(copy, make(0))  # triggers lazy imports
     load_network(copy / "6", workers)
     secret = copy.parent / "secret"
     secret.write_text("secret")

@@ -1,4 +1,4 @@
-"""What JAX compiles is found again by the next process, and spoils no run."""
+"""The persistent compilation cache: later processes reuse it, and its failures end no run."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from train.run.compilation_cache import MAX_BYTES, keep_compiled
 
 ROOT = Path(__file__).parents[3]
 RUN = ("-m", "train", "--num-steps", "1", "--num-workers", "1", "--batch-size-per-worker", "8")
-SECONDS = 300  # after which a run hangs, on however slow a machine
+SECONDS = 300  # timeout of a run, sufficient on a slow machine
 
-# Compiles a program and says how often JAX found one and how often it wrote one.
+# Compiles a program and prints the numbers of cache hits and misses.
 COMPILE = """
 import os
 from collections import Counter
@@ -34,7 +34,7 @@ print(events["cache_hits"], events["cache_misses"], end="")
 
 
 def python(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run Python with none of the variables by which JAX is told of a cache."""
+    """Run Python with these environment variables and none of JAX's or XLA's."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -45,7 +45,7 @@ def python(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[st
 
 
 def compile_one(**variables: str) -> tuple[int, int]:
-    """How many programs a process found, and how many it kept for others."""
+    """Compile a program in a new process; return its numbers of cache hits and misses."""
     done = python("-c", COMPILE, **variables)
     assert done.stderr == ""
     found, written = done.stdout.split()
@@ -56,7 +56,7 @@ def programs(folder: Path, name: str = "") -> list[Path]:
     return sorted(folder.glob(f"jit_{name}*-cache"))
 
 
-def test_the_next_process_finds_it_in_the_users_folder_for_caches(tmp_path: Path):
+def test_default_cache_is_in_the_users_cache_folder(tmp_path: Path):
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
     assert compile_one(**home) == (0, 1)
     assert compile_one(**home) == (1, 0)
@@ -66,14 +66,14 @@ def test_the_next_process_finds_it_in_the_users_folder_for_caches(tmp_path: Path
     assert len(programs(tmp_path / "caches" / "optax-warmup")) == 1
 
 
-def test_it_can_be_switched_off(tmp_path: Path):
+def test_the_cache_can_be_disabled(tmp_path: Path):
     off = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     assert compile_one(HOME=str(tmp_path), XDG_CACHE_HOME="", **off) == (0, 0)
     assert compile_one(NAMED=str(tmp_path / "named"), **off) == (0, 0)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_named_takes_its_place(tmp_path: Path):
+def test_given_folder_replaces_the_default(tmp_path: Path):
     home, named, of_jax = tmp_path / "home", tmp_path / "named", tmp_path / "of-jax"
     variables = {"HOME": str(home), "JAX_COMPILATION_CACHE_DIR": str(of_jax)}
     assert compile_one(**variables) == (0, 1)
@@ -82,9 +82,7 @@ def test_a_folder_that_is_named_takes_its_place(tmp_path: Path):
     assert not home.exists()
 
 
-def test_several_processes_keep_nothing_where_no_folder_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_multi_process_runs_have_no_default_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
@@ -93,7 +91,7 @@ def test_several_processes_keep_nothing_where_no_folder_is_named(
 
 
 @pytest.mark.parametrize("home", ["/proc", "/dev/null"])
-def test_a_home_that_cannot_be_written_ends_nothing(home: str):
+def test_unwritable_home_is_not_an_error(home: str):
     assert compile_one(HOME=home, XDG_CACHE_HOME="") == (0, 0)
 
 
@@ -106,8 +104,8 @@ def test_a_corrupt_program_is_compiled_again(tmp_path: Path):
     assert "Error reading persistent compilation cache entry" in done.stderr
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path):
-    """A sparse file stands for all that fills a folder."""
+def test_least_recently_used_programs_are_deleted_first(tmp_path: Path):
+    """A sparse file fills the cache."""
     for name, used in (("old", 1), ("large", 2), ("new", 3)):
         path = tmp_path / f"jit_{name}-cache"
         path.touch()
@@ -119,13 +117,13 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path):
     assert not (tmp_path / "jit_old-cache").exists()
 
 
-def test_a_named_folder_that_is_none_is_a_mistake(tmp_path: Path):
+def test_cache_folder_that_is_a_file_is_a_usage_error(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"--compilation-cache-dir .*/file cannot be used"):
         keep_compiled(tmp_path / "file")
 
 
-def test_a_second_start_compiles_nothing_and_ends_with_the_same_parameters(
+def test_second_run_compiles_nothing_and_ends_with_equal_parameters(
     digits_dir: Path, tmp_path: Path
 ):
     digests, kept = [], []
@@ -134,7 +132,7 @@ def test_a_second_start_compiles_nothing_and_ends_with_the_same_parameters(
         done = python(
             *RUN, *("--workdir", str(workdir), "--data-dir", str(digits_dir)),
             *("--compilation-cache-dir", str(tmp_path / "compiled")),
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",  # kept whatever the machine's speed
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",  # on fast machines too
             JAX_DISABLE_MOST_OPTIMIZATIONS="true",
         )  # fmt: skip
         assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""Which images cannot be decoded: listed once each, and no more than may be."""
+"""Corrupt images: each is listed once, and their number is limited."""
 
 import dataclasses
 import json
@@ -21,8 +21,8 @@ from train.step.examples import INTACT, NO_LABEL
 PNG = cv2.imencode(".png", np.full((8, 8), 99, np.uint8))[1].tobytes()
 
 
-class Cut:
-    """Images of which all have lost their ends."""
+class Truncated:
+    """Truncated images."""
 
     def __init__(self, **more: Any) -> None:
         self.more = more
@@ -40,8 +40,8 @@ class Cut:
 DATASET = Dataset(
     name="birds",
     class_names=["owl"],
-    train=Cut(file_name=b"owl/1.png"),
-    evaluation=Cut(id="7a"),
+    train=Truncated(file_name=b"owl/1.png"),
+    evaluation=Truncated(id="7a"),
     evaluation_split="validation",
 )
 
@@ -58,7 +58,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_image_is_listed_once_with_its_place_and_what_is_wrong(tmp_path: Path):
+def test_each_image_is_listed_once_with_its_step_and_the_reason(tmp_path: Path):
     path = tmp_path / "corrupt_images.jsonl"
     corrupt = CorruptImages(allowing(3), DATASET, 0, path)
     corrupt.add_from_training(2, minibatch(5, 3))
@@ -75,7 +75,7 @@ def test_each_image_is_listed_once_with_its_place_and_what_is_wrong(tmp_path: Pa
     assert all("not an image that can be decoded: " in line["reason"] for line in found)
 
 
-def test_one_more_than_may_be_is_an_error_with_name_and_place(tmp_path: Path):
+def test_exceeding_the_limit_is_an_error_that_names_the_image(tmp_path: Path):
     path = tmp_path / "corrupt_images.jsonl"
     corrupt = CorruptImages(allowing(1), DATASET, 0, path)
     corrupt.add_from_training(2, minibatch(5))
@@ -90,18 +90,18 @@ def test_one_more_than_may_be_is_an_error_with_name_and_place(tmp_path: Path):
     assert len(lines(path)) == 2
 
 
-def test_without_leave_the_first_one_is_an_error_in_evaluation_too():
+def test_limit_of_zero_applies_to_evaluation_too():
     with pytest.raises(DataError, match=r"^birds, split 'validation', image 2 \(7a\): not an im"):
         CorruptImages(allowing(0), DATASET).add_from_evaluation(0, np.array([0, 1, NO_LABEL]))
 
 
-def test_a_record_without_a_name_is_told_by_its_index():
-    nameless = dataclasses.replace(DATASET, train=Cut())
+def test_image_without_a_name_is_identified_by_its_index():
+    nameless = dataclasses.replace(DATASET, train=Truncated())
     with pytest.raises(DataError, match=r"^birds, split 'train', image 6: not an image"):
         CorruptImages(allowing(0), nameless).add_from_training(1, minibatch(6))
 
 
-def test_a_run_that_goes_on_knows_what_it_met_before_and_forgets_what_came_later(tmp_path: Path):
+def test_resumed_run_keeps_earlier_entries_and_drops_later_ones(tmp_path: Path):
     path = tmp_path / "corrupt_images.jsonl"
     first = CorruptImages(allowing(9), DATASET, 0, path)
     for step in (2, 4, 6):
@@ -117,6 +117,6 @@ def test_a_run_that_goes_on_knows_what_it_met_before_and_forgets_what_came_later
         stricter.add_from_training(6, minibatch(2))
 
 
-def test_less_than_none_cannot_be_allowed():
+def test_negative_limit_is_refused():
     with pytest.raises(UsageError, match="--max-corrupt-images is -1; it must be at least 0"):
         allowing(-1)

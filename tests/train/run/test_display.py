@@ -1,4 +1,4 @@
-"""What a person sees, on terminals of several widths and where there is none."""
+"""Output of a run, on terminals of several widths and without a terminal."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def record_of(step: int, test_error: float | None = None) -> Record:
 
 
 def words(shown: str) -> str:
-    """What was shown, without the codes that place and color it, on one line."""
+    """Output on one line, without escape codes."""
     return " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", shown).split())
 
 
@@ -38,7 +38,7 @@ Terminal = Callable[[int], AbstractContextManager[list[str]]]
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Make stdout a real terminal of a width; all that was shown is in the list afterwards."""
+    """Context manager that makes stdout a real terminal; afterwards the list holds its output."""
 
     @contextmanager
     def make(columns: int) -> Iterator[list[str]]:
@@ -67,7 +67,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 @pytest.mark.parametrize("columns", [30, 40, 80, 100, 200])
-def test_the_bar_shows_every_number_on_a_terminal_of_any_width(terminal: Terminal, columns: int):
+def test_the_bar_shows_every_number_at_any_terminal_width(terminal: Terminal, columns: int):
     with terminal(columns) as shown, Display(1000) as on_screen:
         on_screen.show(record_of(100, test_error=0.0578))
         on_screen.show(record_of(500))
@@ -79,7 +79,7 @@ def test_the_bar_shows_every_number_on_a_terminal_of_any_width(terminal: Termina
         assert number in last
     assert "6789 images/s" in last
     assert "…" not in text
-    assert "/1000" not in text  # what is said line by line elsewhere
+    assert "/1000" not in text  # only in lines without a terminal
 
 
 def time_left(shown: str) -> str:
@@ -88,14 +88,14 @@ def time_left(shown: str) -> str:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time by which rich measures; it moves only when a test moves it."""
+    """The clock that rich uses; only the test advances it."""
     now = [0.0]
     monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
     return now
 
 
 @pytest.mark.parametrize("seconds", [0.5, 100])
-def test_the_time_left_is_known_however_slow_a_step_is(
+def test_time_left_is_correct_for_fast_and_slow_steps(
     terminal: Terminal, clock: list[float], seconds: float
 ):
     with terminal(80) as shown, Display(1000) as on_screen:
@@ -107,11 +107,9 @@ def test_the_time_left_is_known_however_slow_a_step_is(
     assert time_left(shown[0]) == f"{hours:.0f}:{minutes:02.0f}:{left % 60:02.0f}"
 
 
-def test_a_resumed_run_does_not_count_the_steps_that_it_found(
-    terminal: Terminal, clock: list[float]
-):
+def test_time_left_ignores_steps_before_the_resume(terminal: Terminal, clock: list[float]):
     with terminal(80) as shown, Display(1000) as on_screen:
-        for step in (900, 910, 920):  # at a second a step
+        for step in (900, 910, 920):  # one second per step
             clock[0] += 10
             on_screen.show(record_of(step))
     assert time_left(shown[0]) == "0:01:20"
@@ -120,7 +118,7 @@ def test_a_resumed_run_does_not_count_the_steps_that_it_found(
 def test_a_line_is_printed_above_the_bar(terminal: Terminal):
     with terminal(80) as shown, Display(10) as on_screen:
         on_screen.say("resuming after step 5")
-    assert "resuming after step 5" in shown[0]  # no part of it in a color
+    assert "resuming after step 5" in shown[0]  # without color codes
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]):
@@ -129,7 +127,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
             on_screen.show(record_of(step, test_error=0.0578 if step == 11 else None))
     said = capsys.readouterr().out
     assert ESCAPE not in said
-    # At once the first and the last; between them a line every few seconds.
+    # The first and the last record are printed at once, the others at intervals of seconds.
     first, last = said.splitlines()
     assert first == ("step 1/20  epoch 0.1  loss 1.234  error 43.2 %  rate 0.0125  6789 images/s")
     assert last == (
@@ -138,7 +136,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
     )
 
 
-def test_without_a_terminal_a_slow_run_says_a_line_for_each_record(
+def test_slow_run_without_a_terminal_prints_every_record(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
@@ -149,20 +147,20 @@ def test_without_a_terminal_a_slow_run_says_a_line_for_each_record(
     assert steps == ["5/20", "10/20", "15/20"]
 
 
-def test_long_lines_are_not_broken_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+def test_long_lines_are_not_wrapped_without_a_terminal(capsys: pytest.CaptureFixture[str]):
     with Display(20) as on_screen:
         on_screen.say("word " * 100)
     assert capsys.readouterr().out == "word " * 100 + "\n"
 
 
-def test_brackets_are_words_like_others(capsys: pytest.CaptureFixture[str]):
+def test_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]):
     with Display(20) as on_screen:
         on_screen.say("writes to runs/[bold]x[/bold] [/]")
     assert capsys.readouterr().out == "writes to runs/[bold]x[/bold] [/]\n"
 
 
 @pytest.mark.parametrize(("encoding", "eta"), [("ascii", "?"), ("cp1252", "?"), ("utf-8", "η")])
-def test_a_letter_that_the_output_lacks_does_not_end_the_run(
+def test_unencodable_character_does_not_end_the_run(
     monkeypatch: pytest.MonkeyPatch, encoding: str, eta: str
 ):
     file = io.BytesIO()
@@ -174,7 +172,7 @@ def test_a_letter_that_the_output_lacks_does_not_end_the_run(
         monkeypatch.undo()
 
 
-def test_only_the_first_process_speaks(
+def test_only_the_first_process_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
@@ -184,7 +182,7 @@ def test_only_the_first_process_speaks(
     assert capsys.readouterr().out == ""
 
 
-def test_the_outcome_is_in_percent_and_says_where_the_results_are():
+def test_outcome_has_the_error_in_percent_and_lists_the_results():
     summary = {"num_steps": 990, "num_examples_seen": 126_720, "top1_error_median_last5": 0.01389}
     text = outcome(Path("runs/digits"), summary)
     assert "990 steps, 126720 images seen, test error 1.39 %" in text

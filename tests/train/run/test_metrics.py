@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard, through kills and resumes, and the score of a run."""
+"""metrics.jsonl and TensorBoard across kills and resumes, and the score of a run."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def record_of(step: int, **more: Any) -> Record:
 
 
 def write_records(workdir: Path, first: int, last: int, scale: float = 1) -> None:
-    """Run from a state after `first` updates to the one after `last`."""
+    """Write the records of a run that starts after step `first` and ends with step `last`."""
     log = MetricsLog(workdir, first)
     for step in range(first + 1, last + 1):
         log.write(record_of(step) | {"train/loss": scale / step})
@@ -47,7 +47,7 @@ def lines_of(workdir: Path) -> list[Record]:
 
 
 def curve(workdir: Path, name: str = "train/loss") -> dict[int, float]:
-    """What TensorBoard shows; a step that is there twice is an error."""
+    """Values that TensorBoard shows, by step; a duplicate step is an error."""
     events = EventAccumulator(str(workdir / "tensorboard"))
     events.Reload()
     points = events.Scalars(name)
@@ -56,7 +56,7 @@ def curve(workdir: Path, name: str = "train/loss") -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def test_a_run_without_records_has_none(tmp_path: Path):
+def test_missing_file_has_no_records(tmp_path: Path):
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
@@ -71,7 +71,7 @@ def test_each_record_is_a_line_of_json(tmp_path: Path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
-def test_half_a_line_after_a_kill_is_dropped(tmp_path: Path, cut: int):
+def test_incomplete_last_line_is_dropped(tmp_path: Path, cut: int):
     write_records(tmp_path, 0, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
@@ -80,7 +80,7 @@ def test_half_a_line_after_a_kill_is_dropped(tmp_path: Path, cut: int):
     assert [record["step"] for record in lines_of(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_records_after_the_state_that_a_run_goes_on_from_are_forgotten(tmp_path: Path):
+def test_records_after_the_resumed_step_are_dropped(tmp_path: Path):
     write_records(tmp_path, 0, 5)
     write_records(tmp_path, 2, 4, scale=10)
     assert [r["train/loss"] for r in lines_of(tmp_path)] == [1, 1 / 2, 10 / 3, 10 / 4]
@@ -89,7 +89,7 @@ def test_records_after_the_state_that_a_run_goes_on_from_are_forgotten(tmp_path:
 @pytest.mark.parametrize("resumed_at", [0, 1, 3, 5])
 @pytest.mark.parametrize("clock", ["goes on", "was set back"])
 def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path: Path, resumed_at: int, clock: str):
-    """Killed after step 5, it went on from the last checkpoint, or from the start."""
+    """The run was killed after step 5 and resumed from a checkpoint, or started again."""
     write_records(tmp_path, 0, 5)
     if clock == "was set back":  # TensorBoard reads its files in the order of these numbers
         (events,) = (tmp_path / "tensorboard").iterdir()
@@ -103,20 +103,20 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path: Path, resumed_at
     )
 
 
-def test_the_time_spent_on_training_goes_on_where_it_was(tmp_path: Path):
+def test_training_time_continues_after_a_resume(tmp_path: Path):
     log = MetricsLog(tmp_path, 0)
     assert log.seconds == 0
     for step in range(1, 6):
         log.write(record_of(step, **{"train/seconds": 100.0 * step}))
     log.close()
     log = MetricsLog(tmp_path, 3)
-    assert log.seconds == 300  # of the steps that count
+    assert log.seconds == 300  # up to the resumed step
     log.write(record_of(4, **{"train/seconds": 410.0}))
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     times = [point.wall_time for point in events.Scalars("train/loss")]
-    # TensorBoard's relative time has no pause in it, however long the run was down.
+    # TensorBoard's relative time does not include the pause between two runs.
     np.testing.assert_allclose(np.subtract(times, times[0]), [0, 100, 200, 310], atol=1e-3)
 
 
@@ -144,7 +144,7 @@ while True:
 """
 
 
-def test_what_was_written_survives_a_kill_and_is_no_half_line(tmp_path: Path):
+def test_written_records_survive_a_kill_as_complete_lines(tmp_path: Path):
     with subprocess.Popen(
         [sys.executable, "-c", WRITE_UNTIL_KILLED, tmp_path],
         cwd=REPOSITORY,
@@ -159,7 +159,7 @@ def test_what_was_written_survives_a_kill_and_is_no_half_line(tmp_path: Path):
     steps = [record["step"] for record in lines_of(tmp_path)]
     assert steps == list(range(1, len(steps) + 1))
     assert said <= len(steps) <= said + 1
-    write_records(tmp_path, 200, 202)  # TensorBoard had perhaps not all of them yet
+    write_records(tmp_path, 200, 202)  # TensorBoard may lack the last ones
     assert curve(tmp_path).keys() == set(range(1, 203))
 
 
@@ -176,13 +176,13 @@ def test_the_score_is_the_median_of_the_last_five_epochs():
     assert top1_error_median_last5(records, ELEVEN_STEPS) == 0.3  # of 0.5, 0.1, 0.3, 0.2 and 0.4
 
 
-def test_training_records_do_not_enter_the_score():
+def test_training_records_do_not_affect_the_score():
     records = evaluated([(10, None), (11, 0.2), (20, None), (22, 0.4), (30, None)])
     assert top1_error_median_last5(records, ELEVEN_STEPS) == pytest.approx(0.3, rel=1e-12)
 
 
-def test_of_evaluations_between_epochs_only_the_last_counts():
-    # The first run was cut at step 5, the second at step 25; both are on record.
+def test_only_the_last_evaluation_between_epochs_counts():
+    # A run evaluates at its last step: the first one stopped at step 5, the second at step 25.
     records = evaluated([(5, 0.9), (11, 0.2), (22, 0.4), (25, 0.3)])
     assert top1_error_median_last5(records, ELEVEN_STEPS) == 0.3  # of 0.2, 0.4 and 0.3
 
@@ -194,7 +194,7 @@ def test_a_run_without_evaluations_has_no_score():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 @settings(deadline=None, derandomize=True, max_examples=50)
-def test_the_score_of_whole_epochs_is_numpys_median(errors: list[float]):
+def test_the_score_matches_numpys_median(errors: list[float]):
     records = evaluated([(7 * (epoch + 1), error) for epoch, error in enumerate(errors)])
     timeline = Timeline(digits().experiment, 7 * digits().experiment.batch_size)
     expected = np.median(errors[-5:])
@@ -204,7 +204,7 @@ def test_the_score_of_whole_epochs_is_numpys_median(errors: list[float]):
 def test_means_are_taken_over_parts_of_an_epoch():
     errors = ((0.05, 0.8), (0.1, 0.6), (0.11, 0.5), (0.3, None), (1.0, 0.25), (1.5, 0.1))
     some: list[Record] = [{"epoch": epoch, "train/top1_error": error} for epoch, error in errors]
-    some.append({"epoch": 2.0})  # of which nothing is known
+    some.append({"epoch": 2.0})  # without an error
     tenths = [(0.1, 0.7), (0.11, 0.5), (1.0, 0.25), (1.5, 0.1)]
     assert means(some, "train/top1_error", 10) == [pytest.approx(pair) for pair in tenths]
     assert means(some, "train/top1_error") == [

@@ -1,4 +1,4 @@
-"""Tests of the plot of a run."""
+"""The plot of a run."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_the_training_error_is_the_mean_of_each_epoch_drawn_at_its_end():
     np.testing.assert_allclose(percent, [80, 40, 20], rtol=1e-12)
 
 
-def test_the_test_error_is_drawn_at_each_evaluation_and_the_legend_shows_the_last():
+def test_each_evaluation_is_drawn_and_the_last_is_in_the_legend():
     lines = lines_of(draw_curves(RUN, "t"))
     epochs, percent = lines["test error, last 25.00 %"]
     assert epochs == [1, 2, 2.5]

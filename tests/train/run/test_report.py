@@ -1,4 +1,4 @@
-"""What a run says of its steps."""
+"""Detection of loss spikes."""
 
 from pathlib import Path
 
@@ -31,37 +31,37 @@ GRADUAL = [
 
 
 def spikes(losses: list[float]) -> list[int]:
-    """The steps, counted from 1, at which a spike is noted."""
+    """Steps, counted from 1, at which a spike is detected."""
     finder = SpikeDetector()
     return [step for step, loss in enumerate(losses, 1) if finder.add(loss)]
 
 
-def test_the_spike_after_a_constant_warmup_is_noted_once():
-    assert spikes(CONSTANT) == [59]  # three losses make a median of five
+def test_spike_after_constant_warmup_is_detected_once():
+    assert spikes(CONSTANT) == [59]  # the third high loss raises the median of five
 
 
-def test_the_same_rate_after_a_gradual_warmup_is_none():
+def test_gradual_warmup_to_the_same_rate_has_no_spike():
     assert spikes(GRADUAL) == []
 
 
 @pytest.mark.parametrize("level", [6.9, 1.0, 0.1, 1e-3])
-def test_noise_is_no_spike(level: float):
+def test_noise_is_not_a_spike(level: float):
     rng = np.random.default_rng(0)
     falling = level * (0.3 + 0.7 * np.exp(-np.arange(5000) / 1000))
     noise = rng.lognormal(sigma=0.1 if level > 0.5 else 0.6, size=5000)
     assert spikes((falling * noise).tolist()) == []
 
 
-def test_one_bad_minibatch_is_no_spike():
+def test_short_outlier_is_not_a_spike():
     losses = [1.0] * 40 + [9.0, 9.0] + [1.0] * 40
     assert spikes(losses) == []
 
 
-def test_a_second_spike_is_noted_too():
+def test_second_spike_is_detected_too():
     assert spikes([1.0] * 25 + [2.0] * 40 + [4.0] * 40) == [28, 68]
 
 
-def test_a_run_says_so_with_a_hint(
+def test_run_reports_a_spike_with_a_hint(
     tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = [

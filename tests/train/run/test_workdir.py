@@ -1,4 +1,4 @@
-"""The folder of a run."""
+"""The workdir of a run: its claim, its lock and its summary."""
 
 import json
 import resource
@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """As on a full disk, a longer file fails after its first bytes have been written."""
+def limited_file_size(num_bytes: int) -> Iterator[None]:
+    """Limit files to a size: a longer write fails in the middle, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -32,7 +32,7 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def own(config: Config) -> None:
+def claim_and_release(config: Config) -> None:
     with claim(config):
         pass
 
@@ -42,40 +42,42 @@ def begin_training(config: Config) -> None:
         MetricsLog(config.output.workdir, 0).close()
 
 
-def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path):
+def test_file_is_replaced_and_no_temporary_file_remains(tmp_path: Path):
     write_atomically(tmp_path / "file", "old")
     write_atomically(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path):
+def test_failed_write_keeps_the_old_text(tmp_path: Path):
     write_atomically(tmp_path / "file", "old")
-    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+    with limited_file_size(100), pytest.raises(OSError, match="File too large"):
         write_atomically(tmp_path / "file", "new" * 100_000)
     assert (tmp_path / "file").read_text() == "old"
-    write_atomically(tmp_path / "file", "new")  # what the failed one left is in nobody's way
+    write_atomically(tmp_path / "file", "new")  # leftovers of the failed write do no harm
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_new_folder_is_made_and_says_whose_it_is(digits_config: MakeConfig, tmp_path: Path):
+def test_new_workdir_is_created_with_the_configuration(digits_config: MakeConfig, tmp_path: Path):
     config = digits_config(workdir=tmp_path / "runs" / "first")
-    own(config)
+    claim_and_release(config)
     assert Config.from_json((config.output.workdir / "config.json").read_text()) == config
 
 
-def test_the_same_run_may_come_back_on_another_machine(digits_config: MakeConfig, tmp_path: Path):
+def test_run_may_resume_on_another_machine(digits_config: MakeConfig, tmp_path: Path):
     begin_training(digits_config())
-    own(digits_config())
-    own(digits_config(accumulation_steps=4, num_devices=2, num_steps=5, data_dir=tmp_path))
+    claim_and_release(digits_config())
+    claim_and_release(
+        digits_config(accumulation_steps=4, num_devices=2, num_steps=5, data_dir=tmp_path)
+    )
 
 
-def test_another_run_is_refused_with_each_field_that_differs(digits_config: MakeConfig):
+def test_another_run_is_refused_with_all_differing_fields(digits_config: MakeConfig):
     config = digits_config()
     begin_training(config)
     before = (config.output.workdir / "config.json").read_text()
     with pytest.raises(UsageError) as error:
-        own(digits_config(num_workers=16, seed=1))
+        claim_and_release(digits_config(num_workers=16, seed=1))
     assert str(error.value) == (
         f"--workdir {config.output.workdir} holds another run: --num-workers was 8 and is now 16; "
         "--seed was 0 and is now 1; choose another --workdir or repeat the experiment's flags. "
@@ -85,10 +87,10 @@ def test_another_run_is_refused_with_each_field_that_differs(digits_config: Make
     assert (config.output.workdir / "config.json").read_text() == before
 
 
-def test_a_folder_in_which_nothing_was_trained_is_free(digits_config: MakeConfig):
-    """A command that was stopped before its first step may be given again with other flags."""
-    own(digits_config(seed=1))
-    own(digits_config(seed=2))
+def test_workdir_without_training_can_be_reused(digits_config: MakeConfig):
+    """A command that was stopped before its first step may be repeated with other flags."""
+    claim_and_release(digits_config(seed=1))
+    claim_and_release(digits_config(seed=2))
     written = (digits_config().output.workdir / "config.json").read_text()
     assert Config.from_json(written) == digits_config(seed=2)
 
@@ -105,82 +107,82 @@ with claim(digits().replace(workdir=Path(sys.argv[1]))):
 """
 
 
-def test_a_workdir_is_held_while_its_run_is_alive_and_not_after_it_died(digits_config: MakeConfig):
+def test_workdir_is_locked_only_while_its_run_is_alive(digits_config: MakeConfig):
     config = digits_config()
     command = [sys.executable, "-c", HOLD, str(config.output.workdir)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            for _ in range(2):  # to be refused takes nothing from the holder
+            for _ in range(2):  # a refused claim does not release the lock
                 with pytest.raises(UsageError) as error:
-                    own(config)
+                    claim_and_release(config)
                 assert str(error.value) == (
                     f"--workdir {config.output.workdir} is in use by process {holder.pid} on "
                     f"{socket.gethostname()}; wait for it, stop it, or choose another"
                 )
-            own(digits_config(workdir=config.output.workdir / "seed-1"))
+            claim_and_release(digits_config(workdir=config.output.workdir / "seed-1"))
         finally:
             holder.kill()
-    own(config)
-    own(config)
+    claim_and_release(config)
+    claim_and_release(config)
 
 
-def test_the_first_process_holds_the_workdir_for_all(
+def test_only_the_first_process_locks_the_workdir(
     digits_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ):
     config = digits_config()
     with claim(config):
         monkeypatch.setattr("jax.process_index", lambda: 1)
-        own(config)
+        claim_and_release(config)
 
 
 @pytest.mark.parametrize("text", ['{"architectures": ["BertModel"]}', "[1, 2]", "{ // broken"])
-def test_somebody_elses_config_json_is_not_overwritten(digits_config: MakeConfig, text: str):
+def test_config_json_of_other_programs_is_not_overwritten(digits_config: MakeConfig, text: str):
     config = digits_config()
     config.output.workdir.mkdir(parents=True)
     (config.output.workdir / "config.json").write_text(text)
     with pytest.raises(UsageError, match=r"has a config\.json that is not a run's"):
-        own(config)
+        claim_and_release(config)
     assert (config.output.workdir / "config.json").read_text() == text
 
 
-def test_a_file_in_the_way_is_one_line(digits_config: MakeConfig, tmp_path: Path):
+def test_workdir_blocked_by_a_file_is_a_usage_error(digits_config: MakeConfig, tmp_path: Path):
     (tmp_path / "file").touch()
     for workdir, reason in [
         (tmp_path / "file", "File exists"),
         (tmp_path / "file" / "below", "Not a directory"),
     ]:
         with pytest.raises(UsageError) as error:
-            own(digits_config(workdir=workdir))
+            claim_and_release(digits_config(workdir=workdir))
         assert str(error.value) == f"--workdir {workdir} cannot be used: {reason}"
 
 
-@pytest.mark.skipif(not PROC.is_dir(), reason="there is no /proc, where even root cannot write")
-def test_a_folder_in_which_nothing_can_be_written_is_one_line(digits_config: MakeConfig):
+@pytest.mark.skipif(not PROC.is_dir(), reason="needs /proc, where even root cannot write")
+def test_unwritable_workdir_is_a_run_error(digits_config: MakeConfig):
     with pytest.raises(RunError, match=f"^--workdir {PROC} cannot be used: "):
-        own(digits_config(workdir=PROC))
+        claim_and_release(digits_config(workdir=PROC))
 
 
-def test_a_config_json_that_cannot_be_read_is_one_line(digits_config: MakeConfig):
+def test_unreadable_config_json_is_a_usage_error(digits_config: MakeConfig):
     config = digits_config()
     (config.output.workdir / "config.json").mkdir(parents=True)
     with pytest.raises(UsageError, match="cannot be used: Is a directory"):
-        own(config)
+        claim_and_release(config)
 
 
-def test_a_run_is_finished_when_its_summary_says_so(digits_config: MakeConfig):
+def test_run_is_finished_if_its_summary_has_enough_steps(digits_config: MakeConfig):
     config = digits_config()
-    own(config)
+    claim_and_release(config)
     assert finished(config, 990) is None
     summary = {"num_steps": 990, "params_digest": "abc"}
     write_atomically(config.output.workdir / "summary.json", json.dumps(summary))
     assert finished(config, 990) == read_summary(config.output.workdir) == summary
-    assert finished(config, 5) == summary  # it has made these as well
+    assert finished(config, 5) == summary  # a shorter run is finished too
 
 
-def test_a_run_that_is_to_be_longer_is_not_finished(digits_config: MakeConfig):
+def test_run_with_too_few_steps_is_not_finished(digits_config: MakeConfig):
     config = digits_config()
-    own(config)
+    claim_and_release(config)
     write_atomically(config.output.workdir / "summary.json", json.dumps({"num_steps": 5}))
     assert finished(config, 6) is None

@@ -1,4 +1,4 @@
-"""Every test image counts once, whatever the number of devices."""
+"""Evaluation: every test image counts once, for any number of devices."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
 from train.step.workers import make_workers
 
-PRIME = 353  # prime to the minibatch, the workers and the devices
+PRIME = 353  # coprime to batch size, workers and devices
 
 
 class First:
@@ -58,7 +58,7 @@ def test_each_example_counts_exactly_once(
     assert error_rates(labels, classes)["eval/num_examples"] == PRIME
 
 
-def test_error_rates_are_shares_of_all_images_that_could_be_decoded():
+def test_error_rates_ignore_images_that_cannot_be_decoded():
     labels = np.array([3, 1, NO_LABEL, 4, 1])
     classes = np.array([[3, 0, 1], [0, 1, 3], [0, 1, 2], [0, 1, 2], [2, 3, 1]])
     assert error_rates(labels, classes) == {

@@ -1,4 +1,4 @@
-"""Tests of the gradient noise scale: its bias, its value in a step, and a resumed run."""
+"""The gradient noise scale: its bias, its value in a step, and a resumed run."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch):
 # ---- The estimates ----------------------------------------------------------------------------
 
 
-def test_two_parts_by_hand():
+def test_estimate_of_two_parts_matches_a_hand_calculation():
     """Mean gradients (3, 0) and (1, 2) of 4 images each: inner product 3, trace 4·8/2."""
     contributions = np.array([[1.5, 0], [0.5, 1]], np.float32)
     total = jnp.square(contributions.sum(0)).sum()
@@ -80,7 +80,7 @@ def test_the_noise_scale_is_nan_unless_the_squared_norm_is_positive():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_estimates_that_are_not_finite_are_left_out_of_the_averages(bad: float):
+def test_non_finite_estimates_are_omitted_from_the_averages(bad: float):
     before = NoiseScale(jnp.float32(2.0), jnp.float32(500.0))
     for new in (before._replace(trace=jnp.float32(bad)), before._replace(squared_norm=-bad)):
         assert moved(before, new) == before

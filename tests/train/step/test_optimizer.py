@@ -1,4 +1,4 @@
-"""Tests of the optimizers against their papers' equations in NumPy."""
+"""The optimizers, compared with their papers' equations in NumPy."""
 
 from collections.abc import Callable
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The state that a run starts from, and the digest of what it ends with."""
+"""The initial state of a run, and the digest of its parameters."""
 
 from typing import Any
 
@@ -28,26 +28,26 @@ def state() -> TrainState:
 
 
 def flip_one_bit(value: jax.Array) -> jax.Array:
-    """The last bit of the last number: as small a change as there is."""
+    """Flip the last bit of the last number, the smallest possible change."""
     bits = np.array(value).view(np.uint32)
     bits.flat[-1] ^= 1
     return jnp.asarray(bits.view(np.float32))
 
 
-def test_every_device_holds_the_whole_state(state: TrainState):
+def test_state_is_replicated_on_every_device(state: TrainState):
     for leaf in jax.tree.leaves(state):
         assert leaf.sharding.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.devices())
 
 
-def test_it_is_a_function_of_the_seed_whatever_the_devices_and_workers(state: TrainState):
+def test_initial_state_does_not_depend_on_devices_or_workers(state: TrainState):
     other = make(num_devices=2, num_workers=4, batch_size_per_worker=3, accumulation_steps=2)
     assert jax.tree.structure(state) == jax.tree.structure(other)
     for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-def test_another_seed_draws_every_weight_anew(state: TrainState):
+def test_another_seed_changes_every_weight(state: TrainState):
     other = make(num_devices=1, seed=1)
     kernels = [
         (name, left, right)
@@ -64,12 +64,12 @@ def test_another_seed_draws_every_weight_anew(state: TrainState):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_it_starts_at_step_zero_in_float32_whatever_the_network_computes_in(dtype: str):
+def test_initial_state_is_float32_for_any_compute_dtype(dtype: str):
     shapes = jax.eval_shape(lambda: make(num_devices=1, dtype=dtype))
     assert (shapes.step.shape, shapes.step.dtype) == ((), jnp.int32)
     for part in (shapes.network.params, shapes.network.batch_stats):
         assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype(jnp.float32)}
-    # Momentum is a tree like the parameters'.
+    # Momentum has the shapes of the parameters.
     shapes_of_params = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.network.params))
     in_optimizer = sorted(leaf.shape for leaf in jax.tree.leaves(shapes.opt_state) if leaf.shape)
     assert in_optimizer == shapes_of_params
@@ -95,7 +95,7 @@ def test_the_digest_changes_with_any_bit_of_any_array(state: TrainState):
     assert len(digests) == 1 + len(leaves)
 
 
-def test_the_digest_knows_which_array_is_which():
+def test_the_digest_depends_on_the_names_of_the_arrays():
     a, b = jnp.zeros(3), jnp.ones(3)
     assert params_digest({"x": a, "y": b}) == params_digest({"y": b, "x": a})
     assert params_digest({"x": a, "y": b}) != params_digest({"x": b, "y": a})

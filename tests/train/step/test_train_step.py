@@ -1,4 +1,4 @@
-"""One update and one evaluation: exact, and the same however the workers are laid out."""
+"""One update and one evaluation: exact, and independent of the layout of the workers."""
 
 import dataclasses
 import re
@@ -76,7 +76,7 @@ def run_steps(
     return state, all_metrics
 
 
-# ---- The golden steps: the paper's equations, written again in float64 ------------------------
+# ---- Reference steps: the paper's equations in float64 ----------------------------------------
 
 
 def reference_forward(
@@ -123,7 +123,7 @@ def reference_forward(
 
 
 def reference_statistics(batch_stats: Any, architecture: Architecture) -> list[Any]:
-    """The running averages as pairs, in the order in which `reference_forward` meets them."""
+    """Running averages as (mean, variance), in the order of `reference_forward`."""
     layers = [batch_stats["stem"]]
     for index in range(sum(architecture.blocks)):
         block = batch_stats["blocks"][index]
@@ -133,7 +133,7 @@ def reference_statistics(batch_stats: Any, architecture: Architecture) -> list[A
 
 
 @pytest.mark.parametrize(("model", "size"), [("resnet8", 8), ("narrow50", 64)])
-def test_three_steps_are_those_of_the_paper_in_float64(model: str, size: int):
+def test_three_steps_match_the_paper_in_float64(model: str, size: int):
     config = small_config(model=model, image_size=size)
     architecture = ARCHITECTURES[model]
     workers = make_workers(config, jax.devices()[:2])
@@ -197,11 +197,11 @@ def test_three_steps_are_those_of_the_paper_in_float64(model: str, size: int):
     assert state.step == 3
 
 
-# ---- However the workers are laid out ---------------------------------------------------------
+# ---- Layouts of the workers -------------------------------------------------------------------
 
 
 def relative_difference(a: TrainState, b: TrainState) -> float:
-    """The distance of parameters, or of statistics if larger, relative to their length."""
+    """Relative distance of the parameters, or of the statistics if that is larger."""
 
     def length(*trees: Any) -> float:
         leaves = jax.tree.leaves(jax.tree.map(lambda *xs: xs[0] - sum(xs[1:]), *trees))
@@ -252,7 +252,7 @@ def test_twenty_steps_do_not_depend_on_the_devices(
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 
 
-def test_statistics_over_the_whole_minibatch_would_be_noticed(
+def test_statistics_over_the_whole_minibatch_give_another_result(
     one_device: tuple[TrainState, list[StepMetrics]],
 ):
     config = small_config(num_workers=1, batch_size_per_worker=K * N)
@@ -283,7 +283,7 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             computation = header[1]
         assert " all-reduce" not in line or computation not in loops
-    # Their bytes: the gradients, the statistics, the loss, the errors and the corrupt images.
+    # They carry the gradients, the statistics, the loss, the errors and the corrupt images.
     sizes = [
         int(np.prod([int(n) for n in dims.split(",") if n]))
         for reduction in reductions
@@ -292,18 +292,20 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
     _, state = make(small_config(), make_workers(small_config()))
     leaves = jax.tree.leaves((state.network.params, state.network.batch_stats))
     total = sum(leaf.size for leaf in leaves) + 3
-    # Gradients that are equal cross only once: β of a projection and of the sum it goes into.
+    # Equal gradients are reduced only once: β of a projection and of the sum that it enters.
     assert total - 200 < sum(sizes) <= total
 
 
 # ---- Metrics and evaluation -------------------------------------------------------------------
 
 
-def test_the_logged_rate_is_the_one_that_was_applied():
-    """At the first step it is 0, and the parameters stay."""
+def test_the_logged_learning_rate_is_the_applied_one():
+    """A rate of 0 leaves the parameters unchanged."""
     config = small_config()
     workers = make_workers(config)
-    train_step, state = make(config, workers, lambda step: jnp.where(step > 0, schedule(step), 0.0))
+    train_step, state = make(
+        config, workers, lambda step: jnp.where(jnp.asarray(step) > 0, schedule(step), 0.0)
+    )
     before = jax.device_get(state.network.params)
     rows = Examples(*(workers.to_devices(x) for x in images_of_step(config, 0)))
     for step, rate in enumerate([0, 0.011, 0.012, 0.013]):
@@ -316,7 +318,7 @@ def test_the_logged_rate_is_the_one_that_was_applied():
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 @pytest.mark.parametrize("unrolled", [True, False])
-def test_predictions_stand_in_the_order_of_the_images(accumulation_steps: int, unrolled: bool):
+def test_predictions_are_in_the_order_of_the_images(accumulation_steps: int, unrolled: bool):
     config = small_config(accumulation_steps=accumulation_steps)
     workers = make_workers(config, jax.devices()[:2])
     workers = dataclasses.replace(workers, unroll_accumulation=unrolled)
@@ -325,7 +327,7 @@ def test_predictions_stand_in_the_order_of_the_images(accumulation_steps: int, u
     rows = images_of_step(config, 0)
     network = jax.device_get(state.network)
     params = network.params
-    # A head with opinions, so that the images are told apart.
+    # A random head, so that predictions differ between images.
     kernel = np.random.default_rng(3).normal(size=params["head"]["kernel"].shape)
     params["head"]["kernel"] = kernel.astype(np.float32)
     predictions = evaluate(network, Examples(*map(workers.to_devices, rows)))
@@ -343,7 +345,7 @@ def test_predictions_stand_in_the_order_of_the_images(accumulation_steps: int, u
     assert len(np.unique(classes[..., 0])) > 1
 
 
-def test_a_network_that_has_blown_up_predicts_nothing():
+def test_network_with_non_finite_logits_predicts_no_class():
     config = small_config()
     workers = make_workers(config)
     _, state = make(config, workers)
@@ -355,7 +357,7 @@ def test_a_network_that_has_blown_up_predicts_nothing():
     assert (np.asarray(classes) == NO_CLASS).all()
 
 
-def test_accumulation_makes_one_update_a_step():
+def test_accumulation_makes_one_update_per_step():
     config = small_config(accumulation_steps=2)
     state, metrics = run_steps(config, make_workers(config, jax.devices()[:4]), 3)
     counts = [
@@ -368,11 +370,11 @@ def test_accumulation_makes_one_update_a_step():
     assert len(metrics) == state.step == 3
 
 
-def test_unequal_workers_weigh_as_much_as_one_loss_over_all_images():
+def test_gradient_of_unequal_workers_matches_one_loss_over_all_images():
     """Section 3, remark 3.
 
-    The workers see the same images, so that normalizing them together changes nothing, but with
-    other labels: their losses differ, and none of their gradients is a multiple of another.
+    The workers see the same images, so that normalizing them together changes nothing, but
+    different labels: their losses differ, and none of their gradients is a multiple of another.
     """
     rows = images_of_step(small_config(), 0)
     rows = rows._replace(images=np.tile(rows.images[:N], (K, 1, 1, 1)))
@@ -387,7 +389,7 @@ def test_unequal_workers_weigh_as_much_as_one_loss_over_all_images():
     assert relative_difference(*ends) < 1e-5
 
 
-def test_training_error_is_that_of_the_minibatch():
+def test_training_error_matches_the_minibatch():
     config = small_config()
     workers = make_workers(config)
     train_step, state = make(config, workers)
@@ -403,8 +405,8 @@ def test_training_error_is_that_of_the_minibatch():
     np.testing.assert_allclose(metrics.loss, nll.mean(), rtol=1e-5)
 
 
-def test_what_is_compiled_for_is_what_arrives():
-    """`abstract_minibatch` has the shapes and shardings of what the pipeline sends."""
+def test_abstract_minibatch_matches_a_real_minibatch():
+    """`abstract_minibatch` has the shapes, dtypes and shardings of a real minibatch."""
     config = small_config(accumulation_steps=2)
     workers = make_workers(config, jax.devices()[:4])
     real = Examples(*(workers.to_devices(x) for x in images_of_step(config, 0)))
@@ -413,7 +415,7 @@ def test_what_is_compiled_for_is_what_arrives():
         assert abstract.sharding == array.sharding
 
 
-def test_a_step_moves_nothing_between_host_and_device():
+def test_step_transfers_nothing_between_host_and_device():
     config = small_config()
     workers = make_workers(config)
     train_step, state = make(config, workers)

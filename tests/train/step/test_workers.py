@@ -22,13 +22,13 @@ def layout(num_devices: int, accumulation_steps: int, **changes: int) -> Workers
 
 
 @pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(3, 1), (8, 2), (1, 3)])
-def test_a_device_never_holds_a_part_of_a_worker(num_devices: int, accumulation_steps: int):
+def test_uneven_split_of_the_workers_is_refused(num_devices: int, accumulation_steps: int):
     with pytest.raises(UsageError, match=f"= {num_devices} × {accumulation_steps} = "):
         layout(num_devices, accumulation_steps)
 
 
 @pytest.mark.parametrize(("num_devices", "accumulation_steps"), LAYOUTS)
-def test_each_worker_is_whole_on_one_device(num_devices: int, accumulation_steps: int):
+def test_each_worker_is_on_a_single_device(num_devices: int, accumulation_steps: int):
     workers = layout(num_devices, accumulation_steps, num_workers=16)
     worker_of_image = np.repeat(workers.local, 4)
     minibatch = workers.to_devices(worker_of_image)
@@ -64,8 +64,8 @@ def test_a_sum_over_a_minibatch_is_the_sum_over_its_images(
     np.testing.assert_allclose(total, (rows.astype(np.float64) * weights).sum(0), rtol=1e-5)
 
 
-def test_differentiating_inside_reduces_once_outside():
-    """The gradient of a part is the part's own: only the sum crosses devices."""
+def test_gradients_of_parts_are_reduced_once():
+    """Gradients of parts stay on their devices; only their sum crosses devices."""
     workers = layout(8, 1)
     rows = np.random.default_rng(0).normal(size=(32,)).astype(np.float32)
 
@@ -79,7 +79,7 @@ def test_differentiating_inside_reduces_once_outside():
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_what_is_reduced_is_one_array_where_that_is_faster(joined: bool):
+def test_reduced_arrays_are_joined_into_one_if_configured(joined: bool):
     workers = dataclasses.replace(layout(8, 1), joins_reduction=joined)
     rows = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
 
