@@ -62,10 +62,14 @@ def test_the_head_is_new_for_another_number_of_classes(trained: Path, workers: W
 
 def test_what_does_not_fit_is_named_with_both_shapes(trained: Path, workers: Workers):
     network = load_network(trained, workers)
+
+    def shapes_of(**changes: object) -> TrainState:
+        return jax.eval_shape(lambda: fresh(workers, **changes))
+
     with pytest.raises(UsageError, match=r"stem/conv/kernel .*\(3, 3, 1, 16\) .*\(3, 3, 3, 16\)"):
-        transplant(network, into=fresh(workers, mean=(0.5,) * 3, std=(0.5,) * 3))
+        transplant(network, into=shapes_of(mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(UsageError, match=r"another network.*blocks/"):
-        transplant(network, into=fresh(workers, model="resnet18"))
+        transplant(network, into=shapes_of(model="resnet18"))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "checkpoints/7"])
