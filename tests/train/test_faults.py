@@ -158,7 +158,7 @@ def test_run_moved_between_devices_keeps_its_data_and_losses(
 def test_corrupt_checkpoint_is_moved_aside_and_the_previous_one_used(
     undisturbed: Path, folder: Path
 ):
-    """As a run has left it that was killed between its last checkpoint and its summary."""
+    """The run was killed between its last checkpoint and its summary."""
     workdir = shutil.copytree(undisturbed, folder / "damaged")
     (workdir / "summary.json").unlink()
     newest, before = sorted(

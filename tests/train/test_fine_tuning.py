@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,10 +66,14 @@ def test_head_is_reinitialized_for_another_number_of_classes(trained: Path, work
 
 def test_mismatched_parameter_is_reported_with_both_shapes(trained: Path, workers: Workers):
     _, network = load_network(trained, workers)
+
+    def shapes_of(**changes: Any) -> TrainState:
+        return jax.eval_shape(lambda: fresh(workers, **changes))
+
     with pytest.raises(UsageError, match=r"stem/conv/kernel .*\(3, 3, 1, 16\) .*\(3, 3, 3, 16\)"):
-        transplant(network, into=fresh(workers, mean=(0.5,) * 3, std=(0.5,) * 3))
+        transplant(network, into=shapes_of(mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(UsageError, match=r"another network.*blocks/"):
-        transplant(network, into=fresh(workers, model="resnet18"))
+        transplant(network, into=shapes_of(model="resnet18"))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "checkpoints/7"])

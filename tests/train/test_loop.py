@@ -26,8 +26,8 @@ from train.step.optimizer import make_optimizer
 from train.step.state import TrainState, initial_state, params_digest
 
 ROOT = Path(__file__).parents[2]
-# Six epochs of 11 steps with every part of the paper's schedule: a complete run in seconds.
-SHORT = ["--num-epochs", "6", "--warmup-epochs", "2", "--milestones", "3", "5"]
+# Four epochs of 11 steps with every part of the paper's schedule: a complete run in seconds.
+SHORT = ["--num-epochs", "4", "--warmup-epochs", "1", "--milestones", "2", "3"]
 SHORT += ["--checkpoint-every-epochs", "1", "--log-every-steps", "1"]
 
 
@@ -158,9 +158,9 @@ def test_rerun_reports_that_the_run_is_finished(
 def test_eight_devices_give_the_same_losses(
     main_job: tuple[Path, Any], digits_dir: Path, tmp_path: Path
 ):
-    """The main job runs on one device."""
-    flags = ["--num-steps", "20", "--log-every-steps", "1", "--num-devices", "8"]
-    assert train(tmp_path / "run", digits_dir, flags).returncode == 0
+    """The main job runs on one device; this process has eight."""
+    flags = ["--num-steps", "20", "--log-every-steps", "1", "--data-dir", str(digits_dir)]
+    assert main([*flags, "--workdir", str(tmp_path / "run")]) == 0
     eight = records(tmp_path / "run")
     assert len(eight) == 20
     first = records(main_job[0])[:3]
@@ -203,7 +203,7 @@ def test_interrupted_run_resumes_to_the_same_result(
 ):
     """Other signals, kills and changes of devices are tested in test_faults."""
     workdir = tmp_path / "run"
-    code, said = interrupt(workdir, digits_dir, at_step=25)
+    code, said = interrupt(workdir, digits_dir, at_step=13)
     assert code == 75
     assert "stopped after step" in said.splitlines()[-1]
     assert not (workdir / "summary.json").exists()
@@ -214,7 +214,7 @@ def test_interrupted_run_resumes_to_the_same_result(
     assert resumed.returncode == 0, resumed.stderr
     resuming = re.search(r"resuming after step (\d+)", resumed.stdout)
     assert resuming
-    assert 25 <= int(resuming[1]) < 66
+    assert 13 <= int(resuming[1]) < 44
     assert summary(workdir) == summary(undisturbed)
     assert timeless(workdir) == timeless(undisturbed)
 
