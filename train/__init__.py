@@ -1,1 +1,1 @@
-"""Train a ResNet with large minibatches exactly as Goyal et al. (arXiv:1706.02677) say."""
+"""Trainer for ResNets with large minibatches, exactly as in Goyal et al. (arXiv:1706.02677)."""
