@@ -20,7 +20,6 @@ from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.run.corrupt import CorruptImages
 from train.run.display import Display, outcome
 from train.run.metrics import MetricsLog, top1_error_median_last5
-from train.run.plots import plot_curves
 from train.run.predictions import error_rates, predict
 from train.run.report import Report
 from train.run.workdir import (
@@ -152,6 +151,9 @@ def run(
 
         def write() -> None:
             if jax.process_index() == 0:
+                # Imported late: matplotlib takes a fifth of the time to start.
+                from train.run.plots import plot_curves
+
                 title = f"{experiment.recipe}: {experiment.model}"
                 plot_curves(log.records, workdir / "curves.png", title)
                 if step == plan.last_step:
