@@ -148,7 +148,7 @@ def test_corrupt_image_ends_the_run_unless_replacement_is_allowed(data_dir: Path
     assert ended.returncode == 1
     assert re.fullmatch(
         r"python -m train: digits_in_folders, split 'train', image \d+ \(\d/\d+\.png\): not an "
-        r"image that can be decoded: .* \(40 bytes\); that makes 1 corrupt, and "
+        r"image that can be decoded: .* \(40 bytes\); corrupt images so far: 1, "
         rf"--max-corrupt-images allows 0; {workdir}/corrupt_images.jsonl lists them; "
         r"no checkpoint yet\n",
         ended.stderr,

@@ -78,7 +78,7 @@ class CorruptImages:
             name = "" if last["file_name"] is None else f" ({last['file_name']})"
             raise DataError(
                 f"{self._dataset.name}, split '{last['split']}', image {last['index']}{name}: "
-                f"{last['reason']}; that makes {len(self)} corrupt, and --max-corrupt-images "
+                f"{last['reason']}; corrupt images so far: {len(self)}, --max-corrupt-images "
                 f"allows {allowed}{f'; {self._path} lists them' if self._path else ''}"
             )
 

@@ -85,7 +85,7 @@ def test_exceeding_the_limit_is_an_error_that_names_the_image(tmp_path: Path):
     start = "birds, split 'train', image 8 (owl/1.png): not an image that can be decoded: "
     assert message.startswith(start)
     assert message.endswith(
-        f"(40 bytes); that makes 2 corrupt, and --max-corrupt-images allows 1; {path} lists them"
+        f"(40 bytes); corrupt images so far: 2, --max-corrupt-images allows 1; {path} lists them"
     )
     assert len(lines(path)) == 2
 
@@ -110,10 +110,10 @@ def test_resumed_run_keeps_earlier_entries_and_drops_later_ones(tmp_path: Path):
     assert [line["step"] for line in lines(path)] == [2, 4]
     assert len(resumed) == 2
     resumed.add_from_training(5, minibatch(4))
-    with pytest.raises(DataError, match="that makes 3 corrupt, and --max-corrupt-images allows 2"):
+    with pytest.raises(DataError, match="corrupt images so far: 3, --max-corrupt-images allows 2"):
         resumed.add_from_training(6, minibatch(6))
     stricter = CorruptImages(allowing(1), DATASET, 5, path)
-    with pytest.raises(DataError, match="that makes 2 corrupt, and --max-corrupt-images allows 1"):
+    with pytest.raises(DataError, match="corrupt images so far: 2, --max-corrupt-images allows 1"):
         stricter.add_from_training(6, minibatch(2))
 
 
