@@ -23,8 +23,9 @@ from typing import Any
 
 from experiments.plan import Trial
 from train.errors import UsageError
+from train.run.atomic import write_atomically
 from train.run.metrics import means, read_records
-from train.run.workdir import read_summary, write_atomically
+from train.run.workdir import read_summary
 
 Run = dict[str, Any]
 

@@ -23,12 +23,13 @@ T = TypeVar("T")
 BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 1
 
 
-def parse_run(args: list[str], prog: str = "python -m train") -> Config:
+def parse_run(args: list[str], prog: str = "python -m train", description: str = "") -> Config:
     """Parse the command line of a run. Without a recipe, `digits` is the default.
 
     Args:
         args: words of the command line.
         prog: name of the command, for usage messages.
+        description: what the command does, for `--help`.
 
     Raises:
         UsageError: in one line, if the command line is wrong.
@@ -42,7 +43,7 @@ def parse_run(args: list[str], prog: str = "python -m train") -> Config:
         lambda: tyro.extras.overridable_config_cli(
             recipes,
             prog=prog,
-            description="Without a recipe: digits.",
+            description=f"{description}\n\nWithout a recipe: digits.".strip(),
             args=args,
             config=(tyro.conf.OmitArgPrefixes,),
         )

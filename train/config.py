@@ -155,13 +155,13 @@ class Machine:
     """Split each minibatch into this many sequential parts to save memory. Results do not
     change."""
 
+    allow_data_change: bool = False
+    """Let a resumed run continue on data that differs from before. The classes must be the same.
+    Epochs are counted with the new number of images."""
+
     allow_batch_size_change: bool = False
     """Let a resumed run change --num-workers or --batch-size-per-worker. The learning rate is
     rescaled, and warmed up again if it rises."""
-
-    max_corrupt_images: int = 0
-    """Number of corrupt images to tolerate. Training replaces them by others, evaluation omits
-    them, and corrupt_images.jsonl lists them."""
 
     on_nonfinite: OnNonfinite = "stop"
     """Reaction to a loss or gradient that is not finite: stop the run or skip the update."""
@@ -198,7 +198,7 @@ class Machine:
             self, 1, "num_steps", "num_devices", "accumulation_steps", "num_reader_threads",
             "prefetch_steps", "num_processes",
         )  # fmt: skip
-        _check_minimum(self, 0, "num_reader_processes", "max_corrupt_images", "max_nonfinite_steps")
+        _check_minimum(self, 0, "num_reader_processes", "max_nonfinite_steps")
         cluster = (self.coordinator_address, self.num_processes, self.process_id)
         if None in cluster and cluster != (None, None, None):
             raise UsageError(

@@ -14,10 +14,9 @@ from train.errors import UsageError
 from train.plan import make_plan
 from train.run.checkpoint import load_network
 from train.run.compilation_cache import keep_compiled
-from train.run.corrupt import CorruptImages
 from train.run.predictions import error_rates, predict
+from train.run.workdir import differing_data
 from train.step.evaluation import make_evaluation_step
-from train.step.examples import NO_LABEL
 from train.step.workers import make_workers
 
 PROG = "python -m train.evaluate"
@@ -33,11 +32,11 @@ class Options:
     predictions: Path | None = None
     """CSV file of image, label and likeliest classes. Default: WORKDIR/predictions.csv."""
 
+    allow_data_change: bool = False
+    """Evaluate on data that differs from that of the run. The classes must be the same."""
+
     data_dir: Path | None = None
     """Folder of prepared data sets. Default: that of the run."""
-
-    max_corrupt_images: int | None = None
-    """Number of corrupt images that may be omitted. Default: as in the run."""
 
     compilation_cache_dir: Path | None = None
     """Folder that keeps compiled programs. Default: as for `python -m train`."""
@@ -67,19 +66,21 @@ def _evaluate(options: Options) -> int:
         ) from None
     # The number of workers does not affect an evaluation: one per device fits any machine.
     config = Config.from_json(saved).replace(
-        num_workers=jax.device_count(), accumulation_steps=1, noise_scale=False
+        num_workers=jax.device_count(),
+        accumulation_steps=1,
+        noise_scale=False,
+        workdir=options.workdir,
+        allow_data_change=options.allow_data_change,
     )
     if options.data_dir is not None:
         config = config.replace(data_dir=options.data_dir)
-    if options.max_corrupt_images is not None:
-        config = config.replace(max_corrupt_images=options.max_corrupt_images)
     dataset = open_dataset(config)
+    if differences := differing_data(config, dataset.fingerprint, saved):
+        print(f"the data has changed: {'; '.join(differences)}")
     plan = make_plan(config, dataset, make_workers(config))
     step = make_evaluation_step(config.experiment, dataset.num_classes, plan.workers)
     num_updates, network = load_network(options.workdir, plan.workers)
     labels, classes = predict(plan, step, network)
-    corrupt = CorruptImages(config, dataset)
-    corrupt.add_from_evaluation(num_updates, labels)
     path = options.predictions or options.workdir / "predictions.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
@@ -91,14 +92,12 @@ def _evaluate(options: Options) -> int:
             for image, (label, likeliest) in enumerate(
                 zip(labels.tolist(), classes.tolist(), strict=True)
             )
-            if label != NO_LABEL
         )
     errors = error_rates(labels, classes)
     print(
         f"step {num_updates}: top-1 error {100 * errors['eval/top1_error']:.2f} %, "
         f"top-5 error {100 * errors['eval/top5_error']:.2f} % on all "
-        f"{errors['eval/num_examples']} test images of {dataset.name}"
-        f"{f' except {len(corrupt)} corrupt ones' if corrupt else ''}; predictions: {path}"
+        f"{errors['eval/num_examples']} test images of {dataset.name}; predictions: {path}"
     )
     return 0
 

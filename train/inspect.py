@@ -1,11 +1,14 @@
 """Inspects the data before training on it: `python -m train.inspect [RECIPE] [--flags]`.
 
-Writes WORKDIR/inspect.png: the first training images as the network sees them, the first test
-images, and the number of images of each class. It needs no accelerator and does not lock WORKDIR.
+Prints what is known about the data, and writes WORKDIR/inspect.png: the first training images as
+the network sees them, the first test images, and the number of images of each class. It needs no
+accelerator and does not lock WORKDIR.
 """
 
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,14 +16,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.console import Console
 
 from train import command_line
 from train.config import Config
-from train.data.dataset import Dataset, Records, open_dataset
+from train.data import table, verification
+from train.data.dataset import open_dataset
 from train.data.minibatches import epoch_order, evaluation_minibatches, training_minibatches
-from train.errors import UsageError
+from train.data.records import Dataset, Records
+from train.errors import DataError, UsageError
 from train.plan import Plan, make_plan
-from train.step.examples import NO_LABEL, Examples
+from train.run.fonts import drawable
+from train.step.examples import Examples
 from train.step.workers import make_workers
 
 PROG = "python -m train.inspect"
@@ -28,13 +35,23 @@ ROWS, COLUMNS = 5, 8
 MAX_LABELS = 60_000  # per split; each is read with its image, about 3,000 per second
 LABELS_AT_ONCE = 256
 MAX_NAMED_CLASSES = 40  # that fit below a histogram
+MAX_NAME = 14  # characters of a class name that fit above an image or below a bar
+DESCRIPTION = """\
+Inspect the data of a run before training on it. It takes the flags of 'python -m train', which
+'python -m train.inspect RECIPE --help' lists.
+
+It prints the classes, the images of each, their sizes, and what was skipped. It writes
+WORKDIR/inspect.png: the first training images as the network sees them, the first test images, and
+a histogram of the classes."""
 
 
 def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal cannot encode
 
     def command() -> int:
-        config = command_line.parse_run(args, PROG)
+        config = command_line.parse_run(args, PROG, DESCRIPTION)
         jax.config.update("jax_platforms", "cpu")
         workdir = config.output.workdir
         path = workdir / "inspect.png"
@@ -43,9 +60,14 @@ def main(args: list[str]) -> int:
             f"inspecting {dataset.name}: {len(dataset.train)} training and "
             f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes"
         )
+        counts = {
+            split: class_counts(dataset, split, config.experiment.seed)
+            for split in ("train", dataset.evaluation_split)
+        }
+        _print_table(dataset, counts, config.machine.data_dir)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            draw(dataset, config).savefig(path, dpi=120)
+            draw(dataset, config, counts).savefig(path, dpi=120)
         except OSError as error:
             raise UsageError(f"--workdir {workdir} cannot be used: {error}") from None
         print(f"wrote {path}")
@@ -54,8 +76,58 @@ def main(args: list[str]) -> int:
     return command_line.run(PROG, command)
 
 
-def draw(dataset: Dataset, config: Config) -> Figure:
-    """Draw a contact sheet with labels and a histogram of labels for each split."""
+def class_counts(dataset: Dataset, split: str, seed: int) -> np.ndarray:
+    """Number of images of each class: of all if the data set is verified, else of a sample.
+
+    Args:
+        dataset: the data set.
+        split: one of its two splits.
+        seed: seed of the sample.
+
+    Raises:
+        DataError: if a label is outside the class range.
+    """
+    verified = verification.load(dataset.folder) if dataset.folder else None
+    if verified is not None:
+        return np.asarray(verified.splits[split].class_counts)
+    records = dataset.train if split == "train" else dataset.evaluation
+    labels = sampled_labels(records, seed)
+    if len(wrong := labels[(labels < 0) | (labels >= dataset.num_classes)]):
+        raise DataError(
+            f"{dataset.name} has the label {wrong[0]} in its split '{split}', but "
+            f"{dataset.num_classes} classes, 0 to {dataset.num_classes - 1}; 'python -m "
+            f"train.prepare verify {dataset.name}' says which image has it"
+        )
+    return np.bincount(labels, minlength=dataset.num_classes)
+
+
+def _print_table(dataset: Dataset, counts: dict[str, np.ndarray], data_dir: Path | None) -> None:
+    """Print what verification found, or else the number of images of each class and a hint."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    folder = dataset.folder
+    if folder is not None and (verified := verification.load(folder)) is not None:
+        corrupt = [verification.load_corrupt(folder, split) for split in verified.splits]
+        console.print(table.describe(dataset.class_names, verified, sum(map(len, corrupt))))
+        return
+    console.print(
+        table.classes(dataset.class_names, {name: some.tolist() for name, some in counts.items()})
+    )
+    if folder is not None:
+        where = f" --data-dir {data_dir}" if data_dir else ""
+        print(
+            f"{dataset.name} is not verified: images that cannot be decoded will stop training; "
+            f"'python -m train.prepare verify {dataset.name}{where}' finds them"
+        )
+
+
+def draw(dataset: Dataset, config: Config, counts: Mapping[str, np.ndarray]) -> Figure:
+    """Draw a contact sheet with labels and a histogram of labels for each split.
+
+    Args:
+        dataset: the data set.
+        config: configuration of the run.
+        counts: number of images of each class, by split.
+    """
     figure = Figure(figsize=(16, 10), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(2, 1))
     sheets, histograms = halves
@@ -65,13 +137,14 @@ def draw(dataset: Dataset, config: Config) -> Figure:
         left, train, dataset, f"training images, augmented ({config.experiment.augmentation})"
     )
     _draw_sheet(right, evaluation, dataset, "test images")
-    for axes, records, name in zip(
+    for axes, split, title in zip(
         histograms.subplots(1, 2),
-        (dataset.train, dataset.evaluation),
+        ("train", dataset.evaluation_split),
         ("training", "test"),
         strict=True,
     ):
-        _draw_histogram(axes, records, dataset.class_names, name, config.experiment.seed)
+        records = dataset.train if split == "train" else dataset.evaluation
+        _draw_histogram(axes, counts[split], len(records), dataset.class_names, title)
     return figure
 
 
@@ -117,35 +190,40 @@ def _draw_sheet(figure: Any, examples: Examples, dataset: Dataset, title: str) -
     for axes, image, label in zip(cells, examples.images, examples.labels, strict=False):
         gray = image.shape[-1] == 1
         axes.imshow(image.squeeze(-1) if gray else image, cmap="gray", vmin=0, vmax=255)
-        name = "cannot be decoded" if label == NO_LABEL else dataset.class_names[label]
-        axes.set_title(name[:14], fontsize=8, pad=2, parse_math=False)
+        name, families = drawable(dataset.class_names[label], MAX_NAME)
+        axes.set_title(name, fontsize=8, pad=2, parse_math=False, fontfamily=families)
 
 
 def _draw_histogram(
-    axes: Axes, records: Records, names: Sequence[str], split: str, seed: int
+    axes: Axes, counts: np.ndarray, num_images: int, names: Sequence[str], title: str
 ) -> None:
-    labels = sampled_labels(records, seed)
-    counts = np.bincount(labels, minlength=len(names))
-    which = "all" if len(labels) == len(records) else f"a random {len(labels)} of"
+    num_counted = int(counts.sum())
+    which = "all" if num_counted == num_images else f"a random {num_counted} of"
     least, most = int(counts.argmin()), int(counts.argmax())
     spread = f"each with {counts[least]} images"
     if counts[least] < counts[most]:
-        spread = f"from {counts[least]} images ({names[least]}) to {counts[most]} ({names[most]})"
+        shortened = [drawable(names[label], 2 * MAX_NAME)[0] for label in (least, most)]
+        spread = f"from {counts[least]} images ({shortened[0]}) to {counts[most]} ({shortened[1]})"
+    text, families = drawable(f"{len(names)} classes, {spread}")
     axes.set_title(
-        f"labels of {which} {len(records)} {split} images\n{len(names)} classes, {spread}",
-        parse_math=False,
+        f"labels of {which} {num_images} {title} images\n{text}",
+        parse_math=False,  # a class name may contain $
+        fontfamily=families,
     )
     axes.bar(range(len(names)), counts, width=0.8 if len(names) <= MAX_NAMED_CLASSES else 1)
     axes.set(ylabel="images", xlabel="class", xlim=(-0.5, len(names) - 0.5))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(names) <= MAX_NAMED_CLASSES:
+        drawn = [drawable(name, MAX_NAME) for name in names]
         axes.set_xticks(
             range(len(names)),
-            [name[:14] for name in names],
+            [name for name, _ in drawn],
             rotation=45,
             ha="right",
-            parse_math=False,  # a class name may contain $
+            parse_math=False,
         )
+        for label, (_, families) in zip(axes.get_xticklabels(), drawn, strict=True):
+            label.set_fontfamily(families)
 
 
 if __name__ == "__main__":

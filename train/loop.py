@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from train.cluster.agreement import agree, together
+from train.cluster.agreement import agree, agree_on_data, together
 from train.cluster.stop import StopOnSignal
 from train.config import Config
 from train.data.dataset import open_dataset
@@ -16,8 +16,8 @@ from train.data.minibatches import training_minibatches
 from train.data.reader import on_devices
 from train.errors import UsageError
 from train.plan import Plan
+from train.run.atomic import write_atomically
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
-from train.run.corrupt import CorruptImages
 from train.run.display import Display, outcome
 from train.run.metrics import MetricsLog, top1_error_median_last5
 from train.run.predictions import error_rates, predict
@@ -28,7 +28,6 @@ from train.run.workdir import (
     finished,
     keep_config,
     read_summary,
-    write_atomically,
 )
 from train.step.evaluation import make_evaluation_step
 from train.step.examples import abstract_minibatch
@@ -67,13 +66,16 @@ def run(
     # Reject an impossible configuration before a folder is created.
     agree(config)
     dataset = together(lambda: open_dataset(config))
+    fingerprint = dataset.fingerprint
+    agree_on_data(dataset.name, fingerprint)
     experiment.large_minibatch_recipe(len(dataset.train))
     workers = make_workers(config)
 
     with contextlib.ExitStack() as stack, StopOnSignal() as stop:
         # Lock the workdir, find the newest intact checkpoint, and plan from there.
-        together(lambda: stack.enter_context(claim(config)))
-        checkpoints = stack.enter_context(Checkpoints((workdir / "checkpoints").absolute(), config))
+        differences = together(lambda: stack.enter_context(claim(config, fingerprint)))
+        folder = (workdir / "checkpoints").absolute()
+        checkpoints = stack.enter_context(Checkpoints(folder, config, fingerprint))
         step = checkpoints.newest_step
         timeline = resume_timeline(experiment, len(dataset.train), checkpoints.phases, step)
         plan = Plan(config=config, dataset=dataset, workers=workers, timeline=timeline)
@@ -85,6 +87,8 @@ def run(
         display = stack.enter_context(Display(plan.last_step))
         for line in checkpoints.moved:
             display.say(line)
+        if differences:
+            display.say(f"the data has changed: {'; '.join(differences)}")
         if summary := finished(config, plan.last_step):
             display.say(f"already {outcome(workdir, summary)}")
             return DONE
@@ -102,15 +106,19 @@ def run(
         if step:
             display.say(f"resuming after step {step}")
         log = stack.enter_context(contextlib.closing(MetricsLog(workdir, step)))
+        if differences and step >= timeline.num_steps:
+            raise UsageError(
+                f"--workdir {workdir} holds a run of {step} steps, but its schedule on the changed "
+                f"data has only {timeline.num_steps}; restore the data or choose another --workdir"
+            )
         if step > plan.last_step or (step == plan.last_step and not log.is_evaluated(step)):
             raise UsageError(
                 f"--num-steps is {config.machine.num_steps}; it must be more than the {step} steps "
                 "that this run has completed"
             )
         delete_summary(config)
-        together(lambda: keep_config(config))
-        corrupt = CorruptImages(config, dataset, step, workdir / "corrupt_images.jsonl")
-        report = Report(plan, log, display, corrupt, step)
+        together(lambda: keep_config(config, fingerprint, step, differences))
+        report = Report(plan, log, display, step)
         times = CheckpointTimes(config, timeline)
 
         # Compile before the first minibatch is there.
@@ -123,13 +131,11 @@ def run(
             # Dispatch this step; while it runs, read the metrics of the previous one.
             state, metrics = train_step(state, minibatch)
             step += 1
-            report.queue(step, metrics, minibatch.corrupt)
+            report.queue(step, metrics)
             if plan.ends_epoch(step):
                 record = report.read()
-                labels, classes = predict(plan, evaluation_step, state.network)
-                corrupt.add_from_evaluation(step, labels)
-                record |= error_rates(labels, classes) | {"data/corrupt_images": len(corrupt)}
-                report.write(record)
+                errors = error_rates(*predict(plan, evaluation_step, state.network))
+                report.write(record | errors)
                 report.restart_clock(step)
             stopping = stop.reached(step)
             if stopping or step == plan.last_step or times.is_due(step):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from train.config import Config
-from train.data.dataset import Dataset
+from train.data.records import Dataset
 from train.step.workers import Workers
 from train.timeline import Timeline
 
@@ -34,7 +34,10 @@ class Plan:
         experiment, machine = self.config.experiment, self.config.machine
         devices = self.workers.mesh.devices.size
         size = f"{experiment.image_size} x {experiment.image_size} pixels"
-        dataset = self.dataset
+        dataset, fingerprint = self.dataset, self.dataset.fingerprint
+        identity = f"{dataset.name.split(':')[0]} {dataset.version}".rstrip()
+        if fingerprint is not None:
+            identity += f", fingerprint {fingerprint.short}"
         return "\n".join(
             [
                 f"network         {experiment.model}, {experiment.dtype}, {size}",
@@ -42,7 +45,7 @@ class Plan:
                 f"{jax.process_count()} process(es)",
                 f"workers         {self.workers.num_workers // self.workers.num_parts} on each "
                 f"device at a time, {machine.accumulation_steps} accumulation step(s)",
-                f"data            {dataset.name}: {len(dataset.train)} training and "
+                f"data            {identity}: {len(dataset.train)} training and "
                 f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
                 f"starts from     {experiment.init_from or f'seed {experiment.seed}'}, with "
                 f"{experiment.optimizer}",

@@ -1,197 +1,250 @@
-"""Prepares a data set for the trainer: `python -m train.prepare NAME | image-folder PATH`.
+"""Prepares a data set for the trainer: `python -m train.prepare FORMAT ... --name NAME`.
 
-Data sets are written as ArrayRecord files of tensorflow-datasets, which have random access. A data
-set appears under its name only when it is complete; until then its folder is `incomplete.*`.
+Data sets are written as ArrayRecord files of tensorflow-datasets, which have random access. Every
+image is decoded once. A data set appears under its name only when it is complete and verified.
 """
 
+import contextlib
 import dataclasses
-import importlib.util
+import inspect
+import io
 import re
-import shutil
 import sys
-import traceback
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import tensorflow_datasets as tfds
 import tyro
-from tensorflow_datasets.core import constants, read_only_builder
-from tensorflow_datasets.core.download.download_manager import (
-    DownloadConfig,
-    NonMatchingChecksumError,
-)
-from tensorflow_datasets.core.file_adapters import FileFormat
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorflow_datasets.core import constants
 
 from train import command_line
-from train.data.builders import fashion_mnist, imagenet2012
-from train.data.builders.digits import Digits
-from train.data.builders.image_folder import ENDINGS, ImageFolder, find_images, hold_out
-from train.errors import UsageError
+from train.data import published, table, verification
+from train.data.formats import arrays, csv_file, image_folder, parquet, tfrecord, webdataset
+from train.data.formats.digits import NAME as DIGITS
+from train.data.preparation import (
+    CorruptImagesError,
+    Prepared,
+    Stage,
+    origin_in,
+    origin_of,
+    prepare,
+    prepared_from,
+    verify,
+)
+from train.data.stored import find, open_builder
+from train.errors import DataError, UsageError, from_os_error
 
 PROG = "python -m train.prepare"
+SECONDS_BETWEEN_LINES = 10.0  # without a terminal to draw a bar on
+
+# Modules with a dataclass `Options` and a function `open_source` from it to a `Source`.
+FORMATS: dict[str, ModuleType] = {
+    "image-folder": image_folder,
+    "parquet": parquet,
+    "webdataset": webdataset,
+    "csv": csv_file,
+    "arrays": arrays,
+    "tfrecord": tfrecord,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Folder:
-    """Prepare your own images: PATH/train/CLASS/*.jpg and PATH/validation/CLASS/*.jpg."""
+class Verify:
+    """Verify a data set that was prepared elsewhere: decode every image and check every label.
 
-    path: tyro.conf.Positional[Path]
-    """Folder that contains train/ and validation/, or one folder per class."""
-
-    name: str
-    """Name of the data set, for python -m train tfds --dataset NAME."""
-
-    held_out: float = 0.1
-    """Fraction of each class to hold out for testing if there is no folder validation/."""
-
-    data_dir: Path = Path(constants.DATA_DIR)
-    """Folder to write the prepared data set to."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BuiltIn:
-    """Prepare a data set of tensorflow-datasets, such as imagenet2012 or fashion_mnist.
-
-    For your own images: `python -m train.prepare image-folder PATH --name NAME`.
+    The result is kept next to the data. A data set that fails no longer counts as verified.
     """
 
     name: tyro.conf.Positional[str]
     """Name of the data set."""
 
-    archives: Path | None = None
-    """Folder with the published files, for data sets that cannot be downloaded freely."""
+    skip_corrupt: bool = False
+    """List corrupt images and leave them out of training instead of failing."""
 
     data_dir: Path = Path(constants.DATA_DIR)
-    """Folder to write the prepared data set to."""
+    """Folder of prepared data sets."""
 
 
 def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal cannot encode
+    # With this file, the progress bar stays while the output of libraries is hidden.
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def command() -> int:
+        word, *others = args or [""]
+        if word in ("-h", "--help"):
+            console.print(_overview())
+            return 0
+        if word == "":
+            print(_overview(), file=sys.stderr)
+            raise UsageError("name a format of your own images, or a published data set")
         try:
-            if args[:1] == ["image-folder"]:
-                prog = f"{PROG} image-folder"
-                return prepare_folder(command_line.parse_options(Folder, args[1:], prog))
-            return prepare_built_in(command_line.parse_options(BuiltIn, args, PROG))
+            if word == "verify":
+                options = command_line.parse_options(Verify, others, f"{PROG} verify")
+                return _verify(options, console)
+            if word in FORMATS:
+                format_ = FORMATS[word]
+                options = command_line.parse_options(format_.Options, others, f"{PROG} {word}")
+                return _prepare(format_, options, console)
+            if not word.startswith("-"):
+                published.check_name(word, FORMATS)
+            options = command_line.parse_options(published.Options, args, PROG)
+            return _prepare_published(options, console)
+        except CorruptImagesError as error:
+            for image in error.images:
+                print(table.line_of(image), file=sys.stderr)
+            raise
         except OSError as error:  # such as a folder without access, or no network
-            raise UsageError(" ".join(str(error).split())) from None
+            raise UsageError(" ".join(str(from_os_error(error)).split())) from None
 
     return command_line.run(PROG, command)
 
 
-def prepare_folder(options: Folder) -> int:
+def _overview() -> str:
+    """Help of the command without a format."""
+    width = max(map(len, [*FORMATS, "verify NAME"])) + 2
+    formats = "\n".join(
+        f"  {name:{width}}{inspect.cleandoc(format_.Options.__doc__).splitlines()[0]}"
+        for name, format_ in FORMATS.items()
+    )
+    return f"""\
+usage: {PROG} FORMAT ... --name NAME
+       {PROG} PUBLISHED [--archives FOLDER]
+       {PROG} verify NAME
+
+Prepare a data set for 'python -m train tfds --dataset NAME': write it, decode every image once,
+and give it its name only if all are intact.
+
+Formats of your own images:
+{formats}
+
+Other words:
+  {"PUBLISHED":{width}}Name of a data set of tensorflow-datasets, such as imagenet2012 or cifar10.
+  {"verify NAME":{width}}Verify a data set that was prepared elsewhere.
+
+More help: '{PROG} {next(iter(FORMATS))} --help', and the same for each word above."""
+
+
+def _prepare(format_: ModuleType, options: Any, console: Console) -> int:
     """Prepare a user's own images, without TensorFlow."""
     if not re.fullmatch("[a-z][a-z0-9_]*", options.name):
         raise UsageError(
             f"--name is {options.name}; it must start with a lowercase letter and consist of "
             "lowercase letters, digits and _, such as my_images"
         )
-    if not 0 < options.held_out < 1:
-        raise UsageError(f"--held-out is {options.held_out}; it must be between 0 and 1")
-    if _is_there(options.name, options.data_dir):
-        return 0
-    root = options.path / "train" if (options.path / "train").is_dir() else options.path
-    if not root.is_dir():
-        raise UsageError(f"{options.path} is not a folder")
-    train = find_images(root)
-    empty = [name for name, paths in train.items() if not paths]
-    if not train or empty:
+    if options.name in published.names() - {options.published_name}:
         raise UsageError(
-            f"{root} must contain a folder for each class with images "
-            f"({', '.join(sorted(ENDINGS))}); "
-            + (f"there are none in {', '.join(empty[:5])}" if empty else "it contains no folder")
+            f"--name {options.name} belongs to a published data set of tensorflow-datasets; choose "
+            f"another, such as my_{options.name}"
         )
-    if (options.path / "validation").is_dir():
-        test = find_images(options.path / "validation")
-        if test.keys() != train.keys():
+    source = format_.open_source(options)
+    if (builder := find(options.name, options.data_dir)) is not None and not options.overwrite:
+        if origin_of(source, options) != origin_in(builder):
             raise UsageError(
-                f"{options.path} has the class(es) {', '.join(sorted(test.keys() ^ train.keys()))} "
-                "in only one of train and validation"
+                f"--name {options.name} is taken: {builder.data_dir} was "
+                f"{prepared_from(builder)}; choose another name, or replace it with --overwrite"
             )
-    else:
-        single = [name for name, paths in train.items() if len(paths) < 2]
-        if single:
-            raise UsageError(
-                f"class(es) {', '.join(single[:5])} of {root} have only one image; each needs two, "
-                "to train and to test on, unless there is a folder validation/"
-            )
-        train, test = hold_out(train, options.held_out)
-    make = ImageFolder.named(options.name)
-    _write(make(data_dir=options.data_dir, train=train, test=test))
+        console.print(
+            f"{options.name} is already prepared in {builder.data_dir}, {prepared_from(builder)}; "
+            "nothing was done (--overwrite prepares it again)"
+        )
+        return 0
+    with _progress(console) as stage:
+        prepared = prepare(source, options, stage)
+    _show(options.name, prepared, console)
     return 0
 
 
-def prepare_built_in(options: BuiltIn) -> int:
-    """Prepare a data set with tensorflow-datasets' builder, or with ours if it is simpler."""
-    name, archives = options.name, options.archives
-    if name == Digits.name:
-        print(f"{name} need no preparation; nothing was done")
+def _prepare_published(options: published.Options, console: Console) -> int:
+    """Prepare a data set that has a name in tensorflow-datasets."""
+    if options.name == DIGITS:
+        console.print(f"{DIGITS} need no preparation; nothing was done")
         return 0
-    if archives is not None and not archives.is_dir():
-        raise UsageError(f"--archives {archives} is not a folder")
-    if _is_there(name, options.data_dir):
-        return 0
-    ours = name == fashion_mnist.FashionMnist.name
-    if not (ours and archives) and importlib.util.find_spec("tensorflow") is None:
-        raise UsageError(
-            f"preparing {name} needs TensorFlow, which is not installed: "
-            "pip install -e '.[prepare]' (training does not need it)"
-            + (", or name the folder with its four files with --archives" if ours else "")
+    published.check(options, FORMATS)
+    if find(options.name, options.data_dir) is not None:
+        builder = open_builder(options.name, options.data_dir)  # rejects other formats
+        console.print(
+            f"{options.name} is already prepared in {builder.data_dir}, {prepared_from(builder)}; "
+            "nothing was done"
         )
-    try:
-        if ours and archives:
-            fashion_mnist.check_archives(archives)
-            _write(fashion_mnist.FashionMnist(data_dir=options.data_dir, archives=archives))
-            return 0
-        if name == "imagenet2012":
-            imagenet2012.check_archives(archives)
-        builder = tfds.builder(name, data_dir=options.data_dir, file_format="array_record")
-        _write(builder, DownloadConfig(manual_dir=archives, try_download_gcs=False))
-    except tfds.core.DatasetNotFoundError:
-        raise UsageError(
-            f"tensorflow-datasets has no data set {name}; for your own images, use "
-            f"{PROG} image-folder PATH --name NAME"
-        ) from None
-    # Raised by TFDS and our checks if archives are missing, truncated or not the expected ones.
-    except (AssertionError, ValueError, NonMatchingChecksumError) as error:
-        raise UsageError(f"{name}: {' '.join(str(error).split())}") from None
+        return 0
+    with _progress(console) as stage:
+        prepared = published.prepare(options, stage)
+    _show(options.name, prepared, console)
     return 0
 
 
-def _is_there(name: str, data_dir: Path) -> bool:
-    try:
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        return False
-    except ValueError as error:
-        raise UsageError(
-            f"{name} cannot be prepared; a name is NAME, NAME/CONFIG or NAME/CONFIG:VERSION "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    if builder.info.file_format not in FileFormat.with_random_access():
-        raise UsageError(
-            f"{name} is prepared in {builder.data_dir} in a format without random access; prepare "
-            "it again in another --data-dir"
+def _verify(options: Verify, console: Console) -> int:
+    builder = open_builder(options.name, options.data_dir)
+    folder, known = Path(builder.data_dir), None
+    with contextlib.suppress(DataError):  # a damaged result is replaced
+        known = verification.load(folder)
+    with _progress(console) as stage:
+        prepared = verify(
+            builder,
+            stage,
+            origin=origin_in(builder),
+            skipped=known.skipped if known else {},
+            skip_corrupt=options.skip_corrupt,
         )
-    print(f"{name} is already prepared in {builder.data_dir}; nothing was done")
-    return True
+    _show(options.name, prepared, console)
+    return 0
 
 
-def _write(builder: tfds.core.DatasetBuilder, download: DownloadConfig | None = None) -> None:
-    folder = Path(builder.data_dir).parent
-    # TFDS does not resume a killed preparation but starts over.
-    for unfinished in folder.glob("incomplete.*"):
-        shutil.rmtree(unfinished)
-    try:
-        builder.download_and_prepare(download_config=download)
-    except BaseException as error:
-        # Ends the progress bars, which would otherwise overwrite the error message.
-        traceback.clear_frames(error.__traceback__)
-        if isinstance(error, RuntimeError) and "write() failed" in str(error):  # e.g. a full disk
-            raise UsageError(" ".join(str(error).split())) from None
-        raise
-    sizes = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
-    print(f"prepared {builder.name} in {builder.data_dir}: {sizes} images")
+def _show(name: str, prepared: Prepared, console: Console) -> None:
+    """Print the table, the warnings and the outcome."""
+    tables = Console(highlight=False, markup=False, emoji=False)
+    tables.print(table.describe(prepared.class_names, prepared.verified, len(prepared.corrupt)))
+    for warning in prepared.warnings:
+        console.print(f"warning: {table.printable(warning)}")
+    if prepared.corrupt:
+        console.print(
+            f"{len(prepared.corrupt)} corrupt image(s) will be omitted; "
+            f"{prepared.folder / verification.CORRUPT} lists them"
+        )
+    sizes = ", ".join(
+        f"{split.num_images} {split_name}" for split_name, split in prepared.verified.splits.items()
+    )
+    console.print(f"verified {name} in {prepared.folder}: {sizes} images")
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Stage]:
+    """One progress bar on a terminal, a line every few seconds elsewhere."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("", total=None)
+
+    def stage(description: str, total: int) -> Callable[[int], None]:
+        bar.reset(task, description=description, total=total or None)
+        done, last_line = 0, time.monotonic()
+
+        def advance(number: int) -> None:
+            nonlocal done, last_line
+            done += number
+            bar.update(task, completed=done)
+            now = time.monotonic()
+            if not console.is_terminal and now - last_line > SECONDS_BETWEEN_LINES:
+                last_line = now
+                console.print(f"{description}: {done} of {total} images")
+
+        return advance
+
+    with bar:
+        yield stage
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import optax
 
 from optax_warmup import BatchSizePhase, BatchSizePhases, LargeMinibatchRecipe, epochs_to_steps
 from train.config import Experiment
+from train.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,14 +239,25 @@ class Timeline:
 def resume_timeline(
     experiment: Experiment, num_examples: int, phases: Sequence[Phase], step: int
 ) -> Timeline:
-    """Timeline of a run resumed after `step` updates, possibly with a new batch size.
+    """Timeline of a run resumed after `step` updates, possibly with a new batch size or other data.
+
+    If the number of images has changed, epochs are counted as if it had always been the new one.
 
     Args:
         experiment: the experiment of the resumed run.
         num_examples: images in the training set.
         phases: phases of the completed updates; empty if there are none.
         step: completed updates.
+
+    Raises:
+        UsageError: if the images are too few for a minibatch of an earlier phase.
     """
+    largest = max((phase.batch_size for phase in phases), default=0)
+    if largest > num_examples:
+        raise UsageError(
+            f"the run so far used minibatches of up to {largest} images, more than the "
+            f"{num_examples} training images that there are now; restore the data"
+        )
     phase = _phase(experiment, step)
     is_same = bool(phases) and phase == dataclasses.replace(phases[-1], first_step=step)
     return Timeline(experiment, num_examples, phases if is_same else (*phases, phase))

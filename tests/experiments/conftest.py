@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.data.builders.fashion_mnist import FashionMnist
+from train.data.formats.fashion_mnist import open_source
+from train.data.formats.source import Options
+from train.data.preparation import prepare
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +27,6 @@ def fashion_mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             head = b"\0\0\x08" + bytes([values.ndim]) + shape
             path = archives / f"{start}-{kind}-ubyte.gz"
             path.write_bytes(gzip.compress(head + values.tobytes()))
-    FashionMnist(data_dir=data_dir, archives=archives).download_and_prepare()
+    options = Options(name="fashion_mnist", data_dir=data_dir)
+    prepare(open_source(archives), options, lambda *_: lambda _: None)
     return data_dir

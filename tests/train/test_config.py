@@ -26,9 +26,9 @@ OTHER: dict[str, Any] = {
     "seeds": (1, 2), "log_every_steps": 5, "checkpoint_every_epochs": 3, "num_devices": 2,
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
     "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
-    "max_corrupt_images": 6, "on_nonfinite": "skip", "max_nonfinite_steps": 3,
+    "on_nonfinite": "skip", "max_nonfinite_steps": 3,
     "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True,
-    "noise_scale": True, **CLUSTER,
+    "noise_scale": True, "allow_data_change": True, **CLUSTER,
 }  # fmt: skip
 
 # Fields that a resumed run may change; all others belong to the experiment.
@@ -36,8 +36,8 @@ CHANGEABLE_FIELDS = {
     "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
-    "max_corrupt_images", "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
-    "seeds", "allow_batch_size_change", *CLUSTER,
+    "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
+    "seeds", "allow_batch_size_change", "allow_data_change", *CLUSTER,
 }  # fmt: skip
 
 

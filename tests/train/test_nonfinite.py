@@ -12,7 +12,7 @@ import pytest
 from train.__main__ import main
 from train.recipes import digits
 from train.run.checkpoint import load_network
-from train.step.examples import INTACT, Examples
+from train.step.examples import Examples
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
 from train.step.train_step import make_train_step
@@ -56,8 +56,8 @@ def test_skipped_update_changes_only_the_number_of_steps(level: int):
     def minibatch(pixel: int) -> Examples:
         images = np.zeros((4, 8, 8, 1), np.uint8)
         images[1:] = np.arange(64, dtype=np.uint8).reshape(8, 8, 1) % 2 * pixel
-        parts = (images, np.arange(4, dtype=np.int32), np.full(4, INTACT, np.int32))
-        return Examples(*map(workers.to_devices, parts))
+        labels = np.arange(4, dtype=np.int32)
+        return Examples(*map(workers.to_devices, (images, labels)))
 
     def train(*pixels: int) -> tuple[Any, list[bool]]:
         state, finite = initial_state(config.experiment, 10, optimizer, workers), []

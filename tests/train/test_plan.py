@@ -1,6 +1,7 @@
 """The plan that is printed before training."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
@@ -15,12 +16,16 @@ from train.step.workers import make_workers
 def test_the_plan_describes_the_run(digits_config: Callable[..., Config]):
     config = digits_config(accumulation_steps=2)
     dataset = open_dataset(config)
+    assert dataset.fingerprint is not None
+    short = dataset.fingerprint.short
+    assert re.fullmatch("[0-9a-f]{12}", short)
     text = make_plan(config, dataset, make_workers(config, jax.devices()[:4])).describe()
     for part in [
         "resnet8, float32, 8 x 8 pixels",
         "4 x cpu, 1 process(es)",
         "1 on each device at a time, 2 accumulation step(s)",  # 8 workers = 4 x 2 x 1
-        "digits: 1437 training and 360 test images, 10 classes",
+        f"data            digits 1.0.0, fingerprint {short}: 1437 training and 360 test images, 10 "
+        "classes",
         f"writes to       {config.output.workdir}",
         "k = 8 workers x n = 16 images, kn = 128",
         "η = 0.0125 for 16 images",
@@ -40,13 +45,18 @@ def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[...
     digits = open_dataset(digits_config())
     dataset = dataclasses.replace(
         digits,
-        name="imagenet2012",
+        name="imagenet2012:5.1.0",
+        version="5.1.0",
+        fingerprint=None,
         class_names=[str(label) for label in range(1000)],
         train=range(1_281_167),
         evaluation=range(50_000),
     )
     text = make_plan(config, dataset, make_workers(config, jax.devices())).describe()
-    assert "imagenet2012: 1281167 training and 50000 test images, 1000 classes" in text
+    assert (
+        "data            imagenet2012 5.1.0: 1281167 training and 50000 test images, 1000 classes"
+        in text
+    )
     assert "32 on each device at a time" in text
     assert "kn = 8192" in text
     assert "kη = 3.2" in text

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from train.__main__ import main
+from train.data.minibatches import epoch_order
 from train.evaluate import main as evaluate
 from train.prepare import main as prepare
 from train.recipes import digits
@@ -31,9 +33,6 @@ FLAGS = [
     # A low rate: at the recipe's, rounding is amplified after a dozen steps for some data orders.
     *("--base-learning-rate", "0.002"),
 ]
-# Two training images and one test image are truncated.
-SHARED = [*FLAGS, "--max-corrupt-images", "3", "--num-devices"]
-DAMAGED = {7, PRIME + 100, PRIME + 1000}
 
 
 def free_port() -> int:
@@ -51,42 +50,50 @@ def environment() -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as a user's own images, `PRIME` of them for testing and a few truncated."""
-    folder = tmp_path_factory.mktemp("folders")
+def prepared(tmp_path: Path, *corrupt: int) -> Path:
+    """A data_dir with the digits as a user's own images, `PRIME` of them for testing.
+
+    Args:
+        tmp_path: folder for everything.
+        corrupt: the images to truncate.
+    """
+    folder, data_dir = tmp_path / "folders", tmp_path / "data"
     digits: Any = load_digits()
     for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / ("validation" if index < PRIME else "train") / str(label) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         png = cv2.imencode(".png", (image * 15).astype(np.uint8))[1].tobytes()
-        path.write_bytes(png[:40] if index in DAMAGED else png)
-    data_dir = tmp_path_factory.mktemp("data")
-    flags = ["--name", "digits_in_folders", "--data-dir", str(data_dir)]
+        path.write_bytes(png[:40] if index in corrupt else png)
+    flags = ["--name", "digits_in_folders", "--data-dir", str(data_dir), "--skip-corrupt"]
     assert prepare(["image-folder", str(folder), *flags]) == 0
+    if corrupt:  # as if they had become corrupt later, in data that was never verified
+        for name in ("verified.json", "corrupt_images.jsonl"):
+            (data_dir / "digits_in_folders" / "1.0.0" / name).unlink()
     return data_dir
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("intact"))
 
 
 @pytest.fixture(scope="module")
 def one_process(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of twenty steps by one process on 8 devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    assert main([*SHARED, "8", "--workdir", str(workdir), "--data-dir", str(data_dir)]) == 0
+    assert main([*FLAGS, "--workdir", str(workdir), "--data-dir", str(data_dir)]) == 0
     return workdir
 
 
-def test_two_processes_of_four_devices_match_one_of_eight(
-    one_process: Path, data_dir: Path, tmp_path: Path
-):
-    workdir = tmp_path / "run"
-    port = free_port()
-    together = [
+def two_processes(workdir: Path, data_dir: Path) -> list[subprocess.Popen[str]]:
+    """Start the processes of one run."""
+    cluster = ["--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
+    return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "train", *SHARED, "4"),
+                *(sys.executable, "-m", "train", *FLAGS, "--num-devices", "4", *cluster),
+                *("--process-id", str(process)),
                 *("--workdir", str(workdir), "--data-dir", str(data_dir)),
-                *("--coordinator-address", f"127.0.0.1:{port}"),
-                *("--num-processes", "2", "--process-id", str(process)),
             ],
             cwd=ROOT,
             env=environment(),
@@ -96,6 +103,13 @@ def test_two_processes_of_four_devices_match_one_of_eight(
         )
         for process in range(2)
     ]
+
+
+def test_two_processes_of_four_devices_match_one_of_eight(
+    one_process: Path, data_dir: Path, tmp_path: Path
+):
+    workdir = tmp_path / "run"
+    together = two_processes(workdir, data_dir)
     said = [process.communicate(timeout=240) for process in together]
     assert [process.returncode for process in together] == [0, 0], said
     assert "8 x cpu, 2 process(es)" in said[0][0]
@@ -110,18 +124,9 @@ def test_two_processes_of_four_devices_match_one_of_eight(
     assert [record["step"] for record in records] == list(range(1, 21))
     for record, other in zip(records, expected, strict=True):
         assert record["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
-        assert record["data/corrupt_images"] == other["data/corrupt_images"]
     for name in ("eval/num_examples", "eval/top1_error", "eval/top5_error"):
         assert records[-1][name] == expected[-1][name]
-    assert records[-1]["eval/num_examples"] == PRIME - 1
-    assert records[-1]["data/corrupt_images"] == 3
-    listed, other = (
-        (folder / "corrupt_images.jsonl").read_text() for folder in (workdir, one_process)
-    )
-    assert listed == other
-    assert {name for name in map(str, DAMAGED) if f"/{name}.png" in listed} == set(
-        map(str, DAMAGED)
-    )
+    assert records[-1]["eval/num_examples"] == PRIME
 
     workers = make_workers(digits(), jax.devices())
     networks = [load_network(folder, workers) for folder in (workdir, one_process)]
@@ -134,11 +139,36 @@ def test_two_processes_of_four_devices_match_one_of_eight(
         assert np.linalg.norm(got - other) < 1e-5 * np.linalg.norm(other)
 
 
-def test_corrupt_image_ends_the_run_unless_replacement_is_allowed(data_dir: Path, tmp_path: Path):
-    """The error is one line, and no step with a replacement image is saved."""
+def message(split: str, data_dir: Path, *corrupt: int) -> str:
+    """Pattern of the error of a truncated image."""
+    name = "|".join(map(str, corrupt))
+    return (
+        rf"digits_in_folders, split '{split}', image (\d+) \(\d/(?:{name})\.png\): not an image "
+        r"that can be decoded: .* \(40 bytes\); 'python -m train\.prepare verify digits_in_folders "
+        rf"--data-dir {data_dir} --skip-corrupt' omits corrupt images from training"
+    )
+
+
+CORRUPT = (PRIME + 100, PRIME + 1000)  # an epoch omits some images, but hardly both of these
+
+
+@pytest.fixture(scope="module")
+def corrupt_train(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("corrupt"), *CORRUPT)
+
+
+@pytest.mark.parametrize("num_reader_processes", ["0", "2"])
+def test_corrupt_training_image_ends_the_run(
+    corrupt_train: Path, tmp_path: Path, num_reader_processes: str
+):
+    """The last checkpoint is that of the step before."""
     workdir = tmp_path / "run"
     ended = subprocess.run(
-        [sys.executable, "-m", "train", *FLAGS, "--workdir", workdir, "--data-dir", data_dir],
+        [
+            *(sys.executable, "-m", "train", *FLAGS, "--checkpoint-every-steps", "1"),
+            *("--num-reader-processes", num_reader_processes),
+            *("--workdir", workdir, "--data-dir", corrupt_train),
+        ],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -146,33 +176,43 @@ def test_corrupt_image_ends_the_run_unless_replacement_is_allowed(data_dir: Path
         timeout=240,
     )
     assert ended.returncode == 1
-    assert re.fullmatch(
-        r"python -m train: digits_in_folders, split 'train', image \d+ \(\d/\d+\.png\): not an "
-        r"image that can be decoded: .* \(40 bytes\); corrupt images so far: 1, "
-        rf"--max-corrupt-images allows 0; {workdir}/corrupt_images.jsonl lists them; "
-        r"no checkpoint yet\n",
-        ended.stderr,
-    )
-    (line,) = map(json.loads, (workdir / "corrupt_images.jsonl").read_text().splitlines())
-    logged = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in logged] == list(range(1, line["step"]))
-    assert not list((workdir / "checkpoints").glob("[0-9]*"))
+    pattern = f"python -m train: {message('train', corrupt_train, *CORRUPT)}; (.*)\n"
+    line = re.fullmatch(pattern, ended.stderr)
+    assert line, ended.stderr
+    order = np.concatenate([epoch_order(0, epoch, 1797 - PRIME)[:1408] for epoch in range(2)])
+    step = int(np.flatnonzero(order == int(line[1]))[0]) // 128
+    last = f"the last good checkpoint is {workdir}/checkpoints/{step}"
+    assert line[2] == (last if step else "no checkpoint yet")
 
 
-def test_evaluation_omits_corrupt_images_if_allowed(
+def test_corrupt_evaluation_image_ends_the_run_and_the_evaluation(
     one_process: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    flags = ["--workdir", str(one_process), "--predictions", str(tmp_path / "predictions.csv")]
-    assert evaluate(flags) == 0
-    said = capsys.readouterr().out
-    assert f"on all {PRIME - 1} test images of digits_in_folders except 1 corrupt ones" in said
-    _, *rows = (tmp_path / "predictions.csv").read_text().splitlines()
-    images = [int(row.split(",")[0]) for row in rows]
-    assert len(images) == PRIME - 1
-    assert images == sorted(set(images))
-    assert evaluate([*flags, "--max-corrupt-images", "0"]) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith(
-        "python -m train.evaluate: digits_in_folders, split 'validation', image "
-    )
-    assert (said.out, said.err.count("\n")) == ("", 1)
+    data_dir = prepared(tmp_path, 7)
+    capsys.readouterr()
+    flags = ["--data-dir", str(data_dir), "--workdir"]
+    assert main([*FLAGS, "--num-steps", "3", *flags, str(tmp_path / "run")]) == 1
+    line = f"python -m train: {message('validation', data_dir, 7)}; no checkpoint yet\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert evaluate(["--allow-data-change", *flags, str(one_process)]) == 1
+    line = f"python -m train.evaluate: {message('validation', data_dir, 7)}\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    assert not (one_process / "predictions.csv").exists()
+
+
+def test_corrupt_image_of_one_process_ends_both(corrupt_train: Path, tmp_path: Path):
+    """The process that reads the image names it, and JAX ends the other within a minute."""
+    together = two_processes(tmp_path / "run", corrupt_train)
+
+    def complaint(process: subprocess.Popen[str]) -> str:
+        lines: Any = process.stderr
+        return next((line for line in lines if line.startswith("python -m train: ")), "")
+
+    with ThreadPoolExecutor(2) as pool:
+        complaints = [pool.submit(complaint, process) for process in together]
+        wait(complaints, return_when=FIRST_COMPLETED)
+        assert all(process.wait(timeout=60) for process in together)
+    pattern = f"python -m train: {message('train', corrupt_train, *CORRUPT)}; "
+    assert sum(bool(re.match(pattern, complaint.result())) for complaint in complaints) == 1
+    assert not any("Traceback" in process.communicate()[1] for process in together)

@@ -22,6 +22,7 @@ from train.__main__ import main
 from train.config import Config
 from train.data.dataset import open_dataset
 from train.data.minibatches import epoch_order, training_minibatches
+from train.errors import UsageError
 from train.plan import Plan
 from train.recipes import digits
 from train.run.checkpoint import Checkpoints
@@ -393,6 +394,49 @@ def test_kills_after_the_change_do_not_alter_the_result(
 def refusal(workdir: Path, digits_dir: Path, flags: list[str], capsys: Any) -> str:
     assert main(["--workdir", str(workdir), "--data-dir", str(digits_dir), *flags]) == 2
     return capsys.readouterr().err
+
+
+@given(
+    num_examples=st.lists(st.integers(40, 80), min_size=2, max_size=2),
+    batch_sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    steps=st.lists(st.integers(1, 60), min_size=3, max_size=3),
+)
+@settings(deadline=None, derandomize=True, max_examples=200)
+def test_epochs_are_counted_with_the_new_number_of_images(
+    num_examples: list[int], batch_sizes: list[int], steps: list[int]
+):
+    """Another number of images changes epochs as if it had always been the new one."""
+    before, now = num_examples
+    phases: tuple[Phase, ...] = ()
+    step = 0
+    for batch_size, length in zip(batch_sizes, steps, strict=False):
+        config = config_of(batch_size, warmup="none")
+        phases = resume_timeline(config.experiment, before, phases, step).phases
+        step += length
+    experiment = config_of(batch_sizes[-1], warmup="none").experiment
+    resumed = resume_timeline(experiment, now, phases, step)
+    assert resumed.phases == phases
+    always = Timeline(experiment, now, phases)
+    seen = [resumed.num_examples_seen(s) for s in range(step, step + 50)]
+    assert [b - a for a, b in itertools.pairwise(seen)] == [batch_sizes[-1]] * 49
+    for s in range(step, step + 50):
+        assert resumed.place(s) == always.place(s)
+        epoch, position = resumed.place(s)
+        assert epoch <= resumed.epoch(s + 1) <= epoch + 1
+        assert 0 <= position <= now - batch_sizes[-1]
+    ends = [s for s in range(step + 1, step + 200) if resumed.ends_epoch(s)]
+    assert set(np.diff(ends)) <= {now // batch_sizes[-1]}
+    assert resumed.num_steps > 0
+
+
+def test_too_few_images_for_an_earlier_batch_size_are_an_error():
+    (phase,) = Timeline(config_of(128).experiment, 1437).phases
+    with pytest.raises(UsageError) as error:
+        resume_timeline(config_of(64).experiment, 100, (phase,), 5)
+    assert str(error.value) == (
+        "the run so far used minibatches of up to 128 images, more than the 100 training images "
+        "that there are now; restore the data"
+    )
 
 
 def test_batch_size_change_without_the_flag_is_refused(

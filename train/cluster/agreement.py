@@ -1,4 +1,4 @@
-"""Agreement among the processes of a run: same flags and code, and one error stops all."""
+"""Agreement among the processes of a run: same flags, code and data, and one error stops all."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.config import Config
+from train.data.fingerprint import Fingerprint
 from train.errors import RunError, UsageError, flag, from_os_error
 from train.run.manifest import versions
 
@@ -44,6 +45,28 @@ def agree(config: Config) -> None:
             raise UsageError(
                 f"process {process} differs from process 0: {'; '.join(differing)}; start all "
                 "processes alike"
+            )
+
+
+def agree_on_data(name: str, fingerprint: Fingerprint | None) -> None:
+    """Check that all processes have the data of process 0. All processes must call it.
+
+    Args:
+        name: name of the data set.
+        fingerprint: fingerprint of this process's data; None, in all processes, for synthetic data.
+
+    Raises:
+        UsageError: in every process, if one has other data.
+    """
+    if fingerprint is None:
+        return
+    texts = _gather(json.dumps(fingerprint.to_json()))
+    first, *others = [Fingerprint.from_json(json.loads(text)) for text in texts]
+    for process, other in enumerate(others, 1):
+        if differences := other.differences(first):
+            raise UsageError(
+                f"process {process} has other data than process 0: of {name}, "
+                f"{'; '.join(differences)}; give all processes the same data"
             )
 
 

@@ -1,45 +1,31 @@
-"""A prepared data set with random access to encoded images and their labels."""
+"""The data set of a run, opened by name."""
 
-import dataclasses
-import json
-import re
-from collections.abc import Sequence
+import contextlib
+import resource
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import constants, read_only_builder
+from tensorflow_datasets.core import constants
 
-from train.config import Config, JsonObject
-from train.data.builders.digits import Digits
+from train.config import Config
+from train.data import verification
+from train.data.formats import digits
+from train.data.formats.source import Options
+from train.data.preparation import TakenError, prepare
+from train.data.records import Dataset, WithoutOmitted
+from train.data.stored import (
+    check_features,
+    evaluation_split,
+    files_digest,
+    find,
+    fingerprint,
+    open_builder,
+    open_records,
+)
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
-from train.errors import UsageError, unusable_folder
+from train.errors import RunError, UsageError, unusable_folder
 
-
-class Records(Protocol):
-    """Random access to records, by one index or several: encoded `image` bytes and a `label`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> JsonObject: ...
-
-    def __getitems__(self, indices: Sequence[int], /) -> Sequence[JsonObject]: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """Training and evaluation records of one data set."""
-
-    name: str
-    class_names: Sequence[str]
-    train: Records
-    evaluation: Records
-    evaluation_split: str = "test"
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+OTHER_FILES = 256  # that a training process opens: libraries, logs, checkpoints, sockets
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -49,8 +35,9 @@ def open_dataset(config: Config) -> Dataset:
         config: configuration of the run.
 
     Raises:
-        UsageError: if the data set is not prepared, or does not consist of labeled images with
-            random access.
+        UsageError: if the data set is not prepared, does not consist of labeled images with random
+            access, does not belong to the recipe, or has changed since it was verified.
+        RunError: if this process may not open as many files as the data set has.
     """
     experiment, data_dir = config.experiment, config.machine.data_dir
     name = experiment.dataset
@@ -58,88 +45,70 @@ def open_dataset(config: Config) -> Dataset:
         return _synthetic(name, experiment.batch_size)
     if name == "":
         raise UsageError("--dataset is missing; name a data set, such as --dataset cifar10")
-    builder = _open_builder(name, data_dir or Path(constants.DATA_DIR))
-    features = dict(builder.info.features.items())
-    if not (
-        isinstance(features.get("image"), tfds.features.Image)
-        and isinstance(features.get("label"), tfds.features.ClassLabel)
-    ):
-        found = ", ".join(
-            f"{name} ({type(kind).__name__})" for name, kind in sorted(features.items())
-        )
+    data_dir = data_dir or Path(constants.DATA_DIR)
+    if name == digits.NAME:
+        prepare_digits(data_dir)
+    builder = open_builder(name, data_dir)
+    class_names = check_features(builder)
+    held_out = evaluation_split(builder)
+    splits = ("train", held_out)
+    _raise_limit_of_open_files(name, sum(builder.info.splits[s].num_shards for s in splits))
+    folder = Path(builder.data_dir)
+    verified = verification.load(folder)
+    files = files_digest(builder, splits)
+    if verified is not None and verified.files != files:
         raise UsageError(
-            f"--dataset {name} has the features {found}; it must have image (Image) and label "
-            "(ClassLabel)"
+            f"--dataset {name} has changed on disk since it was verified on {verified.date}; "
+            f"verify it again: python -m train.prepare verify {name} --data-dir {data_dir}"
         )
-    splits = builder.info.splits
-    held_out = next((name for name in ("validation", "test") if name in splits), None)
-    if "train" not in splits or held_out is None:
-        raise UsageError(
-            f"--dataset {name} has the splits {sorted(splits)}; it must have 'train' and "
-            "'validation' or 'test'"
-        )
-    encoded = {"image": tfds.decode.SkipDecoding()}
-    try:
-        train, evaluation = (
-            builder.as_data_source(split, decoders=encoded) for split in ("train", held_out)
-        )
-    except NotImplementedError:
-        raise UsageError(
-            f"--dataset {name} is prepared as {builder.info.file_format.value}, which has no "
-            f"random access; 'python -m train.prepare {name} --data-dir DIR' prepares it as "
-            "array_record in another folder"
-        ) from None
-    for split, records in (("train", train), (held_out, evaluation)):
-        if len(records) and records.__getitems__([0])[0]["label"] < 0:
+    records = {split: open_records(builder, split) for split in splits}
+    for split in splits:
+        if omitted := verification.load_corrupt(folder, split):
+            records[split] = WithoutOmitted(records[split], omitted)
+        if len(records[split]) and records[split].__getitems__([0])[0]["label"] < 0:
             raise UsageError(
                 f"--dataset {name} has no labels in its split '{split}' (the first label is "
                 "negative); it must have labels in 'train' and in 'validation' or 'test'"
             )
+    features: Any = builder.info.features
+    is_color = not verified.is_gray if verified else features["image"].shape[-1] != 1
+    if is_color and experiment.num_channels == 1:
+        raise UsageError(
+            f"--dataset {name} has color images, and the recipe {experiment.recipe} trains on gray "
+            f"ones of {experiment.image_size} x {experiment.image_size} pixels; use the recipe "
+            f"tfds: python -m train tfds --dataset {name}"
+        )
+    sizes = {split: len(records[split]) for split in splits}
     return Dataset(
         name=name,
-        class_names=features["label"].names,
-        train=train,
-        evaluation=evaluation,
+        class_names=class_names,
+        train=records["train"],
+        evaluation=records[held_out],
         evaluation_split=held_out,
+        version=str(builder.version),
+        fingerprint=fingerprint(class_names, sizes, verified, files),
+        folder=folder,
     )
 
 
-def _open_builder(name: str, data_dir: Path) -> Any:
-    try:
-        if name == Digits.name:
-            return _prepared_digits(data_dir)
-        _reject_foreign_classes(data_dir / re.split("[/:]", name)[0])
-        return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        raise UsageError(
-            f"--dataset {name} is not prepared in {data_dir}; prepare it once with "
-            f"'python -m train.prepare {name} --data-dir {data_dir}' or pass --data-dir"
-        ) from None
-    except ValueError as error:
-        raise UsageError(
-            f"--dataset {name} cannot be opened; a name is NAME, NAME/CONFIG or "
-            f"NAME/CONFIG:VERSION ({str(error).splitlines()[0]})"
-        ) from None
-    except OSError as error:
-        raise unusable_folder("--data-dir", data_dir, error) from None
+def _raise_limit_of_open_files(name: str, num_files: int) -> None:
+    """Raise the soft limit of open files if the data set needs it.
 
-
-def _reject_foreign_classes(folder: Path) -> None:
-    """Check features.json: tensorflow-datasets imports any module that it names."""
-    for path in folder.rglob("features.json"):
-
-        def check(fields: JsonObject, path: Path = path) -> JsonObject:
-            for field in ("pythonClassName", "python_class_name"):
-                if not str(fields.get(field, "tensorflow_datasets.")).startswith(
-                    "tensorflow_datasets."
-                ):
-                    raise UsageError(
-                        f"{path} asks to import {fields[field]}; a data set may only name classes "
-                        "of tensorflow_datasets"
-                    )
-            return fields
-
-        json.loads(path.read_text(), object_hook=check)
+    ArrayRecord opens a file when it first reads from it, and keeps it open. Reader processes
+    inherit the limit, and each opens the files for itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = num_files + OTHER_FILES
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise RunError(
+            f"--dataset {name} consists of {num_files} files, which stay open, but this process "
+            f"may open only {hard}; raise the hard limit to {needed} or more (ulimit -Hn)"
+        )
+    # macOS has no hard limit, but rejects an infinite soft one.
+    soft = needed if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _synthetic(name: str, num_test_images: int) -> Dataset:
@@ -158,12 +127,12 @@ def _synthetic(name: str, num_test_images: int) -> Dataset:
     )
 
 
-def _prepared_digits(data_dir: Path) -> Digits:
-    builder = Digits(data_dir=data_dir, file_format="array_record")
+def prepare_digits(data_dir: Path) -> None:
+    """Prepare the embedded digits unless they are prepared already."""
+    options = Options(name=digits.NAME, data_dir=data_dir)
     try:
-        builder.download_and_prepare()
-    except OSError:
-        # Another process may have prepared them at the same time.
-        builder = Digits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
-    return builder
+        if find(digits.NAME, data_dir) is None:
+            with contextlib.suppress(TakenError):  # by another process of the same run
+                prepare(digits.open_source(), options, lambda *_: lambda _: None, wait=True)
+    except OSError as error:
+        raise unusable_folder("--data-dir", data_dir, error) from None

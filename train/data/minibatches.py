@@ -8,22 +8,19 @@ step: there is no state to save.
 Shapes: n images per worker, S the side of the network's input, C channels.
 """
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-from train.config import Experiment, JsonObject
-from train.data.dataset import Dataset
+from train.config import Config, Experiment
 from train.data.images import AUGMENTATIONS, decode
 from train.data.reader import read, reader_processes
+from train.data.records import Dataset, image_name
 from train.errors import DataError
 from train.plan import Plan
-from train.step.examples import INTACT, NO_LABEL, Examples
-
-NUM_DRAWS = 100  # replacements to try for a corrupt image until one of them is intact
+from train.step.examples import NO_LABEL, Examples
 
 
 @functools.lru_cache(maxsize=2)  # around the end of an epoch two are in use
@@ -43,8 +40,12 @@ def training_minibatches(
     """Yield this process's rows of the minibatches of steps first_step to last_step - 1.
 
     Rows have the shape (len(workers.local) · n, ...), in the order of `workers.local`.
+
+    Raises:
+        DataError: at a record that `_read_example` rejects.
     """
-    experiment, dataset, place = plan.config.experiment, plan.dataset, plan.timeline.place
+    config, dataset, place = plan.config, plan.dataset, plan.timeline.place
+    experiment = config.experiment
     augmentation = AUGMENTATIONS[experiment.augmentation]
     num_examples = len(dataset.train)
     n = experiment.batch_size_per_worker
@@ -57,28 +58,25 @@ def training_minibatches(
         rows = _padding(n, experiment)
         for row, example in enumerate(order[first : first + n].tolist()):
             rng = example_rng(experiment.seed, epoch, example)
-            record = dataset.train[example]
-            try:
-                image = decode(record["image"], experiment.num_channels)
-            except ValueError as error:
-                rows.corrupt[row] = example
-                image, record = _replacement(dataset, example, error, experiment, rng)
+            image, rows.labels[row] = _read_example(dataset, "train", example, config)
             rows.images[row] = augmentation.augment(image, experiment.image_size, rng)
-            rows.labels[row] = record["label"]
         return rows
 
     if experiment.data == "synthetic":  # so that the host does no work
         return itertools.repeat(next(read(load, plan, 0, 1)), last_step - first_step)
-    return read(load, plan, first_step, last_step, reader_processes(plan.config))
+    return read(load, plan, first_step, last_step, reader_processes(config))
 
 
 def evaluation_minibatches(plan: Plan) -> Iterator[Examples[np.ndarray]]:
     """Yield this process's rows of minibatches that hold each evaluation image once, in order.
 
-    The last minibatch is padded with images whose label is `NO_LABEL`. A corrupt image has the same
-    label, since a replacement would count twice.
+    The last minibatch is padded with images whose label is `NO_LABEL`.
+
+    Raises:
+        DataError: at a record that `_read_example` rejects.
     """
-    experiment, dataset = plan.config.experiment, plan.dataset
+    config, dataset = plan.config, plan.dataset
+    experiment, split = config.experiment, dataset.evaluation_split
     augmentation = AUGMENTATIONS[experiment.augmentation]
     num_examples = len(dataset.evaluation)
     kn, n = experiment.batch_size, experiment.batch_size_per_worker
@@ -87,14 +85,8 @@ def evaluation_minibatches(plan: Plan) -> Iterator[Examples[np.ndarray]]:
         first = step * kn + worker * n
         rows = _padding(n, experiment)
         for row, example in enumerate(range(first, min(first + n, num_examples))):
-            record = dataset.evaluation[example]
-            try:
-                image = decode(record["image"], experiment.num_channels)
-            except ValueError:
-                rows.corrupt[row] = example
-            else:
-                rows.images[row] = augmentation.evaluation_crop(image, experiment.image_size)
-                rows.labels[row] = record["label"]
+            image, rows.labels[row] = _read_example(dataset, split, example, config)
+            rows.images[row] = augmentation.evaluation_crop(image, experiment.image_size)
         return rows
 
     return read(load, plan, 0, -(-num_examples // kn))
@@ -106,23 +98,33 @@ def _padding(n: int, experiment: Experiment) -> Examples[np.ndarray]:
     return Examples(
         np.zeros((n, side, side, experiment.num_channels), np.uint8),
         np.full(n, NO_LABEL, np.int32),
-        np.full(n, INTACT, np.int32),
     )
 
 
-def _replacement(
-    dataset: Dataset,
-    example: int,
-    error: ValueError,
-    experiment: Experiment,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, JsonObject]:
-    """Draw another training image, and its record, for a corrupt example."""
-    for other in rng.integers(len(dataset.train), size=NUM_DRAWS).tolist():
-        record = dataset.train[other]
-        with contextlib.suppress(ValueError):
-            return decode(record["image"], experiment.num_channels), record
-    raise DataError(
-        f"image {example} of the split 'train' of {dataset.name} is {error}; {NUM_DRAWS} random "
-        "replacements are corrupt too"
-    )
+def _read_example(
+    dataset: Dataset, split: str, index: int, config: Config
+) -> tuple[np.ndarray, int]:
+    """Read one record of a split: its decoded image and its label.
+
+    Raises:
+        DataError: in one line, if the label is not a class of the data set, or if the image cannot
+            be decoded.
+    """
+    record = (dataset.train if split == "train" else dataset.evaluation)[index]
+    label, num_classes = int(record["label"]), dataset.num_classes
+    try:
+        if 0 <= label < num_classes:
+            return decode(record["image"], config.experiment.num_channels), label
+        reason = (
+            f"its label is {label}, but the data set has {num_classes} classes, 0 to "
+            f"{num_classes - 1}; prepare the data set again with correct labels"
+        )
+    except ValueError as error:
+        folder = f" --data-dir {config.machine.data_dir}" if config.machine.data_dir else ""
+        reason = (
+            f"{error}; 'python -m train.prepare verify {dataset.name}{folder} --skip-corrupt' "
+            "omits corrupt images from training"
+        )
+    name = image_name(record)
+    place = f"image {dataset.stored_index(split, index)}{'' if name is None else f' ({name})'}"
+    raise DataError(f"{dataset.name}, split '{split}', {place}: {reason}")

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,10 @@ def _first(minibatches: Iterator[T]) -> list[T]:
     """
     if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which we do not define
         flags.FLAGS.mark_as_parsed()
+    # The tracker also removes what a failed run leaves in shared memory; it need not report that.
+    sys.warnoptions.append("ignore:resource_tracker")
     resource_tracker.ensure_running()  # otherwise it starts with them, and unblocks the signals
+    sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         return list(itertools.islice(minibatches, 1))

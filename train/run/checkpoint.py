@@ -27,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from train.config import Config, JsonObject
+from train.data.fingerprint import Fingerprint, recorded_with
 from train.errors import RunError, UsageError, from_os_error
 from train.run.manifest import (
     corruption,
@@ -59,6 +60,7 @@ class Checkpoints:
     Args:
         folder: absolute path of the folder, created if missing.
         config: the run's configuration, recorded with each checkpoint.
+        fingerprint: fingerprint of the run's data, recorded next to it; None for synthetic data.
 
     Attributes:
         moved: one line for each corrupt checkpoint that was moved.
@@ -66,9 +68,11 @@ class Checkpoints:
         phases: phases of the run up to that step.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(
+        self, folder: Path, config: Config, fingerprint: Fingerprint | None = None
+    ) -> None:
         self._folder = epath.Path(folder)
-        self._config = json.loads(config.to_json())
+        self._config = recorded_with(json.loads(config.to_json()), fingerprint)
         self._pending: _Pending | None = None
         self._best = _Best()
         self.moved: list[str] = []

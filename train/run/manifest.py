@@ -35,7 +35,7 @@ def write_manifest(checkpoint: epath.Path, config: JsonObject) -> None:
 
     Args:
         checkpoint: folder of the checkpoint.
-        config: configuration of the run, as JSON has it.
+        config: configuration of the run and fingerprint of its data, as JSON has them.
     """
     manifest = {"config": config, "versions": versions(), "sha256": _digests(checkpoint)}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -9,7 +9,6 @@ from train.data.minibatches import evaluation_minibatches
 from train.data.reader import on_devices
 from train.plan import Plan
 from train.run.metrics import Record
-from train.step.examples import NO_LABEL
 from train.step.network import Network
 
 
@@ -24,7 +23,7 @@ def predict(
         network: the network.
 
     Returns:
-        Labels, (N,), `NO_LABEL` for corrupt images; and the likeliest classes, (N, 5).
+        Labels, (N,), and the likeliest classes, (N, 5).
     """
 
     def minibatches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -38,8 +37,7 @@ def predict(
 
 
 def error_rates(labels: np.ndarray, classes: np.ndarray) -> Record:
-    """Top-1 and top-5 errors over all labeled images, as fractions, and the number of images."""
-    labels, classes = labels[labels != NO_LABEL], classes[labels != NO_LABEL]
+    """Top-1 and top-5 errors over all images, as fractions, and the number of images."""
     wrong = classes != labels[:, None]
     return {
         "eval/top1_error": float(wrong[:, 0].mean()),

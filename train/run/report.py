@@ -8,7 +8,6 @@ import jax
 
 from train.errors import RunError
 from train.plan import Plan
-from train.run.corrupt import CorruptImages
 from train.run.display import Display
 from train.run.metrics import MetricsLog, Record
 from train.step.train_step import StepMetrics
@@ -21,15 +20,12 @@ class Report:
         plan: plan of the run.
         log: destination of the records.
         display: destination of messages and progress.
-        corrupt: destination of corrupt images.
         step: completed updates of the restored state.
     """
 
-    def __init__(
-        self, plan: Plan, log: MetricsLog, display: Display, corrupt: CorruptImages, step: int
-    ) -> None:
-        self._plan, self._log, self._display, self._corrupt = plan, log, display, corrupt
-        self._queued: tuple[int, StepMetrics, jax.Array] | None = None
+    def __init__(self, plan: Plan, log: MetricsLog, display: Display, step: int) -> None:
+        self._plan, self._log, self._display = plan, log, display
+        self._queued: tuple[int, StepMetrics] | None = None
         self._started = time.perf_counter() - log.seconds
         self._clock = Clock(step)
         self._spikes = SpikeDetector()
@@ -40,29 +36,25 @@ class Report:
             (record.get("train/nonfinite_steps", 0) for record in log.records), default=0
         )
 
-    def queue(self, step: int, metrics: StepMetrics, corrupt: jax.Array) -> None:
+    def queue(self, step: int, metrics: StepMetrics) -> None:
         """Queue the metrics of the step just dispatched and write those of the previous step.
 
         Args:
             step: completed updates, including this one.
             metrics: metrics of this update.
-            corrupt: `Examples.corrupt` of its minibatch.
 
         Raises:
-            RunError: if there are more corrupt images, or more updates that are not finite, than
-                the configuration allows.
+            RunError: if there are more updates that are not finite than the configuration allows.
         """
         self.write(self.read())
-        self._queued = step, metrics, corrupt
+        self._queued = step, metrics
 
     def read(self) -> Record:
         """Block on the queued step. Returns its record if it is a logging step, else {}."""
         if self._queued is None:
             return {}
-        (step, metrics, corrupt), self._queued = self._queued, None
+        (step, metrics), self._queued = self._queued, None
         values = jax.device_get(metrics)
-        if values.num_corrupt:
-            self._corrupt.add_from_training(step, corrupt)
         rate = float(values.learning_rate)
         if not values.is_finite:
             self._handle_nonfinite(step, rate)
@@ -85,7 +77,6 @@ class Report:
             "train/images_per_second": self._clock.steps_per_second(step)
             * config.experiment.batch_size,
             "train/nonfinite_steps": self._nonfinite_steps,
-            "data/corrupt_images": len(self._corrupt),
             "train/num_examples_seen": timeline.num_examples_seen(step),
             "train/seconds": time.perf_counter() - self._started,
         }

@@ -3,11 +3,16 @@
 Look here first when a library is updated: whatever it has fixed can go.
 """
 
+import contextlib
 import logging
 import os
 import re
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import NoReturn
+
+STDERR = 2  # file descriptor
 
 
 def message_of_tyro(box: str) -> str:
@@ -53,3 +58,34 @@ def exit_without_waiting(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def quiet_tensorflow_datasets() -> Iterator[None]:
+    """Hide what tensorflow-datasets and TensorFlow print, draw and log. Errors are still raised.
+
+    - tensorflow-datasets 4.9.10 prints before and after a preparation and draws a bar for each
+      file. Only the bars have an option. No upstream issue was found.
+    - TensorFlow 2.21 writes to the file descriptor of stderr while it is imported, whatever
+      `TF_CPP_MIN_LOG_LEVEL` says (tensorflow/tensorflow#100442).
+    """
+    # Imported here because it takes a second, and every command imports this module.
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    tqdm_utils.disable_progress_bar()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    disabled_level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nothing, os.fdopen(os.dup(STDERR), "w") as terminal:
+        os.dup2(nothing.fileno(), STDERR)
+        try:
+            with (
+                contextlib.redirect_stdout(nothing),
+                contextlib.redirect_stderr(nothing),
+                warnings.catch_warnings(action="ignore"),
+            ):
+                yield
+        finally:
+            os.dup2(terminal.fileno(), STDERR)
+            logging.disable(disabled_level)

@@ -1,4 +1,4 @@
-"""The workdir of a run: who holds it, whether the run is finished, and atomic writes.
+"""The workdir of a run: who holds it, what it was trained on and whether the run is finished.
 
 It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png and, once the run is
 finished, summary.json.
@@ -10,41 +10,44 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import jax
 
 from train.config import Config, Experiment, JsonObject, Machine, Output, read_fields
+from train.data.fingerprint import FINGERPRINT, Fingerprint, recorded_in, recorded_with
 from train.errors import RunError, UsageError, flag, unusable_folder
+from train.run.atomic import write_atomically
 
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a kill or a crash leaves the old text or the new, never a part."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise the rename may reach the disk before the text
-    os.replace(unfinished, path)
+CHANGES = "data_changes"
+"""Key in config.json of the changes of the data that the run continued after."""
 
 
 @contextlib.contextmanager
-def claim(config: Config) -> Iterator[None]:
+def claim(config: Config, fingerprint: Fingerprint | None = None) -> Iterator[list[str]]:
     """Lock the workdir and check that it is empty or belongs to this run.
 
     The kernel releases the lock of a process that ends for any reason, so no stale lock remains.
     Other machines see the lock if their file system shares locks: NFS from version 4, Lustre
     mounted with `flock`. Process 0 holds the lock for all processes of a run.
 
+    Args:
+        config: configuration of the run.
+        fingerprint: fingerprint of its data; None for synthetic data.
+
+    Yields:
+        How the data differs from that of the run so far, which `--allow-data-change` permits; empty
+        if it is the same, and in other processes than 0.
+
     Raises:
         UsageError: if the workdir is not a folder, is locked by another process, or holds a run of
-            another experiment.
+            another experiment or on other data.
         RunError: if the workdir cannot be written or locked.
     """
     if jax.process_index() != 0:
-        yield
+        yield []
         return
     workdir = config.output.workdir
     try:
@@ -54,8 +57,7 @@ def claim(config: Config) -> Iterator[None]:
         raise unusable_folder("--workdir", workdir, error) from None
     with lock:
         _lock(lock, workdir)
-        _check_experiment(config)
-        yield
+        yield _check_experiment(config, fingerprint)
 
 
 def _lock(lock: TextIO, workdir: Path) -> None:
@@ -74,26 +76,28 @@ def _lock(lock: TextIO, workdir: Path) -> None:
         raise RunError(f"--workdir {workdir} cannot be locked: {error.strerror}") from None
 
 
-def _check_experiment(config: Config) -> None:
+def _check_experiment(config: Config, fingerprint: Fingerprint | None) -> list[str]:
     workdir = config.output.workdir
     path = workdir / "config.json"
     try:
-        differences = differing_fields(config, path.read_text()) if path.exists() else []
-        has_trained = (workdir / "metrics.jsonl").exists()
-        if not has_trained:
-            write_atomically(path, config.to_json())
+        saved = path.read_text() if path.exists() else None
+        differences = [] if saved is None else differing_fields(config, saved)
+        if not (workdir / "metrics.jsonl").exists():  # it has not trained yet
+            _write(config, fingerprint, [])
+            return []
+        if differences:
+            raise UsageError(
+                f"--workdir {workdir} holds another run: {'; '.join(differences)}; choose another "
+                "--workdir or repeat the experiment's flags. Only flags of machine and output may "
+                "change, such as --num-devices, and the batch size with --allow-batch-size-change"
+            )
+        return [] if saved is None else differing_data(config, fingerprint, saved)
     except OSError as error:
         raise unusable_folder("--workdir", workdir, error) from None
     except ValueError:  # not our file, so it must not be overwritten
         raise UsageError(
             f"--workdir {workdir} has a config.json that is not a run's; choose another"
         ) from None
-    if differences and has_trained:
-        raise UsageError(
-            f"--workdir {workdir} holds another run: {'; '.join(differences)}; choose another "
-            "--workdir or repeat the experiment's flags. Only flags of machine and output may "
-            "change, such as --num-devices, and the batch size with --allow-batch-size-change"
-        )
 
 
 def differing_fields(config: Config, saved: str) -> list[str]:
@@ -117,6 +121,7 @@ def differing_fields(config: Config, saved: str) -> list[str]:
     }
     before = json.loads(json.dumps(defaults)) | before
     may_differ = {field.name for part in (Machine, Output) for field in dataclasses.fields(part)}
+    may_differ |= {FINGERPRINT, CHANGES}
     if config.machine.allow_batch_size_change:
         may_differ |= {"num_workers", "batch_size_per_worker"}
     return [
@@ -126,10 +131,71 @@ def differing_fields(config: Config, saved: str) -> list[str]:
     ]
 
 
-def keep_config(config: Config) -> None:
-    """Record the configuration of a resumed run whose batch size may have changed."""
-    if config.machine.allow_batch_size_change and jax.process_index() == 0:
-        write_atomically(config.output.workdir / "config.json", config.to_json())
+def differing_data(config: Config, fingerprint: Fingerprint | None, saved: str) -> list[str]:
+    """How the data differs from that of a run that should continue or be evaluated.
+
+    Args:
+        config: configuration of the command that is about to start.
+        fingerprint: fingerprint of its data; None for synthetic data.
+        saved: config.json of the run. Versions before fingerprints have recorded none.
+
+    Returns:
+        One phrase for each difference that `--allow-data-change` permits.
+
+    Raises:
+        UsageError: if the data differs and must not.
+        ValueError: if `saved` is not the configuration of a run.
+    """
+    before = recorded_in(read_fields(saved))
+    if before is None or fingerprint is None:
+        return []
+    differences = fingerprint.differences(before)
+    has_same_classes = fingerprint.has_classes_of(before)
+    if differences and not (has_same_classes and config.machine.allow_data_change):
+        advice = (
+            "restore the data, or accept the change with --allow-data-change"
+            if has_same_classes
+            else "restore the data or choose another --workdir"
+        )
+        raise UsageError(
+            f"--workdir {config.output.workdir} holds a run on other data: now "
+            f"{'; '.join(differences)} ({config.experiment.dataset}, fingerprint "
+            f"{fingerprint.short} instead of {before.short}); {advice}"
+        )
+    return differences
+
+
+def keep_config(
+    config: Config,
+    fingerprint: Fingerprint | None = None,
+    step: int = 0,
+    differences: Sequence[str] = (),
+) -> None:
+    """Record the configuration with which a run starts or resumes.
+
+    Args:
+        config: configuration of the run.
+        fingerprint: fingerprint of its data; None for synthetic data.
+        step: completed updates.
+        differences: how the data differs from that of these updates.
+    """
+    if jax.process_index() != 0:
+        return
+    path = config.output.workdir / "config.json"
+    saved = read_fields(path.read_text()) if path.exists() else {}
+    changes: list[JsonObject] = saved.get(CHANGES, [])
+    if differences:
+        before = recorded_in(saved)
+        short = before.short if before else None
+        changes = [*changes, {"step": step, "before": short, "differences": list(differences)}]
+    _write(config, fingerprint, changes)
+
+
+def _write(config: Config, fingerprint: Fingerprint | None, changes: list[JsonObject]) -> None:
+    fields = recorded_with(json.loads(config.to_json()), fingerprint)
+    if changes:
+        fields[CHANGES] = changes
+    write_atomically(config.output.workdir / "config.json", json.dumps(fields, indent=2))
 
 
 def finished(config: Config, last_step: int) -> JsonObject | None:

@@ -18,7 +18,7 @@ class Predictions(NamedTuple):
     """Per-image predictions for one evaluation minibatch, replicated."""
 
     labels: jax.Array
-    """True class, or `NO_LABEL` for padding and corrupt images; int32 (A, kn/A)."""
+    """True class, or `NO_LABEL` for padding; int32 (A, kn/A)."""
     classes: jax.Array
     """The five likeliest classes (all if there are fewer), likeliest first; int32 (A, kn/A, 5)."""
 

@@ -13,14 +13,10 @@ from train.config import Experiment
 from train.step.workers import Workers
 
 NO_LABEL = -1
-"""Label of padding, which fills the last evaluation minibatch, and of corrupt evaluation images."""
+"""Label of padding, which fills the last evaluation minibatch."""
 
 NO_CLASS = -2
 """Class predicted when the logits are not finite. It equals no label, not even `NO_LABEL`."""
-
-INTACT = -1
-"""Entry of `Examples.corrupt` for an image that could be decoded."""
-
 
 A = TypeVar("A")
 
@@ -31,13 +27,10 @@ class Examples(NamedTuple, Generic[A]):
     Attributes:
         images: uint8 (..., S, S, C).
         labels: int32 (...).
-        corrupt: int32 (...), index of the corrupt example that belongs in this place, or `INTACT`.
-            Training replaces it by another example.
     """
 
     images: A
     labels: A
-    corrupt: A
 
 
 def abstract_minibatch(experiment: Experiment, workers: Workers) -> Examples[jax.ShapeDtypeStruct]:
@@ -46,6 +39,5 @@ def abstract_minibatch(experiment: Experiment, workers: Workers) -> Examples[jax
     pixels = (experiment.image_size, experiment.image_size, experiment.num_channels)
     return Examples(
         jax.ShapeDtypeStruct((*parts, *pixels), jnp.uint8, sharding=workers.sharded),
-        jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.sharded),
         jax.ShapeDtypeStruct(parts, jnp.int32, sharding=workers.sharded),
     )

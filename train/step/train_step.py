@@ -13,7 +13,7 @@ import optax
 
 from optax_warmup import current_learning_rate
 from train.config import Experiment, OnNonfinite
-from train.step.examples import INTACT, Examples
+from train.step.examples import Examples
 from train.step.network import Network, Tree, make_forward
 from train.step.noise_scale import estimate, moved
 from train.step.state import TrainState
@@ -24,8 +24,8 @@ from train.step.workers import Workers
 COMPILER_OPTIONS = {"TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"}}
 
 
-PartSums = tuple[Tree, jax.Array, jax.Array]
-"""Share of the new batch statistics, number of errors, number of corrupt images."""
+PartSums = tuple[Tree, jax.Array]
+"""Share of the new batch statistics, number of errors."""
 
 
 class StepMetrics(NamedTuple):
@@ -36,8 +36,6 @@ class StepMetrics(NamedTuple):
     """Fraction of the images."""
     learning_rate: jax.Array
     """The rate that was applied."""
-    num_corrupt: jax.Array
-    """Corrupt images that were replaced by others."""
     is_finite: jax.Array
     """Whether the loss and all parameters after the update are finite."""
     noise_scale: jax.Array | None
@@ -77,10 +75,9 @@ def make_train_step(
         loss = cross_entropy.sum() / workers.batch_size
         # Each part contributes its share of the mean over all workers.
         new_stats = jax.tree.map(lambda stat: stat / workers.num_parts, new_stats)
-        # Counts have the gradients' dtype, so that one all-reduce takes all; exact to 2**24 images.
+        # The count has the gradients' dtype, so that one all-reduce takes all; exact to 2**24.
         errors = (logits.argmax(axis=1) != part.labels).sum(dtype=jnp.float32)
-        num_corrupt = (part.corrupt != INTACT).sum(dtype=jnp.float32)
-        return loss, (new_stats, errors, num_corrupt)
+        return loss, (new_stats, errors)
 
     def gradients_of_part(
         network: Network, part: Examples[jax.Array]
@@ -94,7 +91,7 @@ def make_train_step(
     def train_step(
         state: TrainState, minibatch: Examples[jax.Array]
     ) -> tuple[TrainState, StepMetrics]:
-        (loss, (batch_stats, errors, num_corrupt)), gradients, squares = workers.sum_over_minibatch(
+        (loss, (batch_stats, errors)), gradients, squares = workers.sum_over_minibatch(
             gradients_of_part, state.network, minibatch
         )
         noise_scale = state.noise_scale
@@ -124,7 +121,6 @@ def make_train_step(
             loss=loss,
             top1_error=errors / workers.batch_size,
             learning_rate=current_learning_rate(opt_state),
-            num_corrupt=num_corrupt.astype(jnp.int32),
             is_finite=is_finite,
             noise_scale=None if new_state.noise_scale is None else new_state.noise_scale.images,
         )

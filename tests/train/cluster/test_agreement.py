@@ -1,5 +1,6 @@
-"""Tests of runs with several real processes, over gloo: failing, stopping, and with other flags."""
+"""Runs with several real processes, over gloo: failing, stopping, and with other flags or data."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,9 @@ from typing import Any
 import pytest
 
 from train.__main__ import main
+from train.data.formats import digits
+from train.data.formats.source import Options
+from train.data.preparation import prepare
 
 ROOT = Path(__file__).parents[3]
 FLAGS = ["--log-every-steps", "1", "--checkpoint-every-steps", "1"]
@@ -169,3 +173,32 @@ def test_a_process_with_another_number_of_devices_is_detected(
     assert codes == [2, 2], complaints
     for text in complaints:
         assert "process 0 has 2, process 1 has 1 devices; start all processes alike" in text
+
+
+def test_processes_with_different_data_are_detected_before_training(
+    environment: dict[str, str], digits_dir: Path, tmp_path: Path
+):
+    """Each process reads from a folder of its own machine. One label differs."""
+    source = digits.open_source()
+    first, *others = source.examples
+    source = dataclasses.replace(source, examples=[first._replace(label=9 - first.label), *others])
+    options = Options(name="digits", data_dir=tmp_path / "data")
+    prepare(source, options, lambda *_: lambda _: None)
+    workdir = tmp_path / "run"
+    flags = ["--workdir", str(workdir), "--num-devices", "2", "--data-dir"]
+    start = time.monotonic()
+    with started(
+        environment, [*flags, str(digits_dir)], [*flags, str(options.data_dir)]
+    ) as running:
+        codes, said, complaints = ends(running)
+    assert time.monotonic() - start < 60
+    assert codes == [2, 2], complaints
+    for text in complaints:
+        (line,) = [line for line in text.splitlines() if line.startswith("python -m train: ")]
+        assert line == (
+            "python -m train: process 1 has other data than process 0: of digits, labels or images "
+            "differ (same classes and sizes); give all processes the same data"
+        )
+        assert "Traceback" not in text
+    assert "network" not in said[0]
+    assert not workdir.exists()

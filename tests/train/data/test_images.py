@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -479,6 +480,73 @@ def test_mutated_files_decode_or_raise_the_error(tmp_path: Path):
     assert decoded + refused == len(seeds_tried) == 3000
     assert decoded > 500
     assert refused > 500
+
+
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+
+
+def verdict(function: Callable[[bytes], Any], encoded: bytes) -> Any:
+    """Height and width that a function finds, or None if it rejects the image."""
+    try:
+        result = function(encoded)
+    except ValueError:
+        return None
+    return (result.height, result.width) if isinstance(result, images.Facts) else result.shape[:2]
+
+
+def damaged(encoded: bytes, rng: np.random.Generator) -> bytes:
+    """Truncate a file, or change, delete or insert bytes."""
+    data, place = bytearray(encoded), int(rng.integers(2, len(encoded)))
+    match rng.integers(4):
+        case 0:
+            del data[place:]
+        case 1:
+            for _ in range(rng.integers(1, 4)):
+                data[rng.integers(2, len(data))] = rng.integers(256)
+        case 2:
+            del data[place : place + rng.integers(1, 30)]
+        case _:
+            data[place:place] = rng.bytes(int(rng.integers(1, 20)))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_examining_a_jpeg_finds_what_decoding_finds(mode: str, options: dict[str, Any]):
+    rng = np.random.default_rng(0)
+    encoded = encode(picture(70, 90), "JPEG", mode, quality=90, **options)
+    files = [encoded, *(damaged(encoded, rng) for _ in range(150))]
+    expected = [verdict(lambda data: images.decode(data, 3), file) for file in files]
+    assert [verdict(images.examine, file) for file in files] == expected
+    assert 20 < expected.count(None) < 140
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (encode(picture(48, 64), "JPEG"), ("JPEG", False, 48, 64)),
+        (encode(picture(48, 64), "JPEG", "L"), ("JPEG", True, 48, 64)),
+        (encode(picture(48, 64), "JPEG", exif=ROTATED), ("JPEG", False, 64, 48)),
+        (encode(picture(48, 64), "PNG"), ("PNG", False, 48, 64)),
+        (encode(picture(48, 64), "PNG", "L"), ("PNG", True, 48, 64)),
+        (encode(picture(48, 64), "PNG", "LA"), ("PNG", True, 48, 64)),
+        (encode(picture(48, 64), "TIFF", "I;16"), ("TIFF", True, 48, 64)),
+        (encode(picture(48, 64), "GIF"), ("GIF", False, 48, 64)),
+        (encode(picture(48, 64), "AVIF"), ("AVIF", False, 48, 64)),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_examining_an_image_finds_its_format_channels_and_upright_size(
+    encoded: bytes, expected: tuple[str, bool, int, int]
+):
+    assert images.examine(encoded) == expected
+
+
+def test_an_image_of_a_missing_package_names_the_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "FORMATS", ("JPEG",))  # as if no plugin read HEIC or AVIF
+    with pytest.raises(ValueError, match="needs the package pillow-heif"):
+        images.decode(encode(picture(), "AVIF"), 3)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]), seeds)

@@ -1,12 +1,10 @@
 """Data order and augmentation: pure functions, no matter which process loads the data."""
 
 import dataclasses
-import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,18 @@ import cv2
 import jax
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorflow_datasets.core import registered
 
 from train.config import Config
-from train.data.dataset import Dataset, open_dataset
+from train.data.dataset import open_dataset
 from train.data.images import AUGMENTATIONS
 from train.data.minibatches import epoch_order, evaluation_minibatches, training_minibatches
-from train.errors import DataError, UsageError
+from train.data.records import Dataset
+from train.errors import DataError
 from train.plan import make_plan
 from train.recipes import digits
-from train.step.examples import INTACT, NO_LABEL, Examples
+from train.step.examples import NO_LABEL, Examples
 from train.step.workers import Workers, make_workers
 
 REPOSITORY = Path(__file__).parents[3]
@@ -285,230 +282,62 @@ def test_digits_are_read_as_uint8_images_and_int32_labels(
         assert rows.images.max() > 200
 
 
-class Broken(Numbered):
-    """`Numbered`, with some corrupt images."""
+class Faulty(Numbered):
+    """`Numbered`, in which some records have other fields."""
 
-    def __init__(self, num_examples: int, damaged: Collection[int]) -> None:
+    def __init__(self, num_examples: int, faults: dict[int, dict[str, Any]]) -> None:
         super().__init__(num_examples)
-        self.damaged = damaged
+        self.faults = faults
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = super().__getitem__(index)
-        return record | {"image": record["image"][:-40]} if index in self.damaged else record
+        return super().__getitem__(index) | self.faults.get(index, {})
 
 
-def broken(damaged: Collection[int]) -> Dataset:
-    return dataclasses.replace(
-        numbered(), train=Broken(37, damaged), evaluation=Broken(13, damaged)
-    )
+def data_error(split: str, faults: dict[int, dict[str, Any]], **changes: Any) -> str:
+    """The error of reading a split in which some of the 37 or 13 records have other fields."""
+    config, dataset = small_config(**changes), numbered()
+    if split == "train":
+        dataset = dataclasses.replace(dataset, train=Faulty(37, faults))
+        minibatches = training_minibatches(make_plan(config, dataset, workers_of(config)), 0, 9)
+    else:
+        dataset = dataclasses.replace(dataset, evaluation=Faulty(13, faults))
+        minibatches = evaluation_minibatches(make_plan(config, dataset, workers_of(config)))
+    with pytest.raises(DataError) as error:
+        list(minibatches)
+    return str(error.value)
 
 
-def test_corrupt_image_is_replaced_by_another():
-    """The replacement has its own label, and the rest of the minibatch is unchanged."""
-    config = small_config()
-    workers = workers_of(config)
-    pixels = Numbered(37).pixels
-    replacements = []
-    for rows, sound in zip(
-        training_minibatches(make_plan(config, broken({7, 20}), workers), 0, 9),
-        training_minibatches(make_plan(config, numbered(), workers), 0, 9),
-        strict=True,
-    ):
-        damaged = np.isin(sound.labels, [7, 20])
-        np.testing.assert_array_equal(rows.corrupt, np.where(damaged, sound.labels, INTACT))
-        np.testing.assert_array_equal(rows.labels[~damaged], sound.labels[~damaged])
-        np.testing.assert_array_equal(rows.images[~damaged], sound.images[~damaged])
-        for image, label in zip(rows.images[damaged], rows.labels[damaged], strict=True):
-            windows = np.lib.stride_tricks.sliding_window_view(pixels[label], (6, 6, 1))
-            assert (windows.reshape(-1, 6, 6, 1) == image[1:7, 1:7]).all(axis=(1, 2, 3)).any()
-            replacements.append(int(label))
-    assert 5 <= len(replacements) <= 6  # two in each of three epochs, unless in the remainder
-    assert not {7, 20} & set(replacements)
-    assert len(set(replacements)) > 2  # they differ between epochs
+READERS = [("train", 0), ("train", 2), ("test", 0)]
+"""Each split, and the number of reader processes."""
 
 
-def test_replacement_depends_only_on_seed_epoch_and_example():
-    def replaced(config: Config, workers: Workers, first: int, last: int) -> set[Any]:
-        return {
-            (int(example), int(label), image.tobytes())
-            for rows in training_minibatches(
-                make_plan(config, broken({7, 20}), workers), first, last
-            )
-            for image, label, example in zip(rows.images, rows.labels, rows.corrupt, strict=True)
-            if example != INTACT
-        }
-
-    config = small_config(seed=4)
-    whole = replaced(config, workers_of(config), 0, 9)
-    assert len(whole) >= 5
-    hosts = [as_host(workers_of(config), fed_here) for fed_here in [(0, 3), (1, 2)]]
-    assert set.union(*(replaced(config, host, 0, 9) for host in hosts)) == whole
-    parts = [replaced(config, workers_of(config), *steps) for steps in [(0, 4), (4, 9)]]
-    assert set.union(*parts) == whole
-    other = config.replace(num_workers=12, batch_size_per_worker=1)
-    assert replaced(other, workers_of(other), 0, 9) == whole
-    another_seed = config.replace(seed=5)
-    assert not replaced(another_seed, workers_of(another_seed), 0, 9) & whole
-
-
-def test_corrupt_image_is_omitted_from_evaluation():
-    config = small_config()
-    minibatches = list(
-        evaluation_minibatches(make_plan(config, broken({0, 5, 12}), workers_of(config)))
-    )
-    labels, corrupt = (
-        np.concatenate([getattr(rows, name) for rows in minibatches])
-        for name in ("labels", "corrupt")
-    )
-    is_damaged = np.isin(np.arange(24), [0, 5, 12])
-    is_omitted = is_damaged | (np.arange(24) >= 13)
-    np.testing.assert_array_equal(labels, np.where(is_omitted, NO_LABEL, np.arange(24)))
-    np.testing.assert_array_equal(corrupt, np.where(is_damaged, np.arange(24), INTACT))
-
-
-def test_data_set_without_decodable_images_is_an_error():
-    config, nothing = small_config(), broken(range(37))
-    with pytest.raises(
-        DataError, match=r"^image \d+ of the split 'train' of numbered is not an ima"
-    ):
-        list(training_minibatches(make_plan(config, nothing, workers_of(config)), 0, 6))
-
-
-IMAGE = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
-LABEL = tfds.features.ClassLabel(num_classes=10)
-
-
-def prepare(
-    data_dir: Path,
-    name: str,
-    features: dict[str, Any],
-    splits: Sequence[str] = ("train", "test"),
-    unlabeled: Sequence[str] = (),
-) -> None:
-    """Prepare a data set of three black images with tensorflow-datasets."""
-    png = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
-
-    def examples(split: str) -> Any:
-        for index in range(3):
-            label = -1 if split in unlabeled else index
-            yield index, {f: io.BytesIO(png) if f == "image" else label for f in features}
-
-    def info(self: Any) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    members = {
-        "__module__": "",
-        "name": name,
-        "VERSION": tfds.core.Version("1.0.0"),
-        "_info": info,
-        "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
-        "_generate_examples": lambda self, split: examples(split),
-    }
-    with registered.skip_registration():
-        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
-
-
-def test_any_prepared_data_set_of_labeled_images_can_be_opened(tmp_path: Path):
-    prepare(tmp_path, "squares", {"image": IMAGE, "label": LABEL, "id": np.int64})
-    dataset = open_dataset(small_config(data_dir=tmp_path, dataset="squares"))
-    assert (len(dataset.train), len(dataset.evaluation), dataset.num_classes) == (3, 3, 10)
-
-
-def test_validation_is_preferred_to_test(tmp_path: Path):
-    prepare(tmp_path, "squares", {"image": IMAGE, "label": LABEL}, ("train", "test", "validation"))
-    dataset = open_dataset(small_config(data_dir=tmp_path, dataset="squares"))
-    assert "validation" in repr(dataset.evaluation)
-
-
-def usage_error(**changes: Any) -> str:
-    with pytest.raises(UsageError) as error:
-        open_dataset(small_config(**changes))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-def test_unprepared_data_set_is_reported_with_the_command(tmp_path: Path):
-    message = usage_error(data_dir=tmp_path, dataset="cifar10")
-    assert message.startswith(f"--dataset cifar10 is not prepared in {tmp_path}; prepare it once")
-    assert f"'python -m train.prepare cifar10 --data-dir {tmp_path}'" in message
-
-
-def test_missing_data_set_name_is_reported(tmp_path: Path):
-    assert usage_error(data_dir=tmp_path, dataset="").startswith("--dataset is missing; name a")
-
-
-@pytest.mark.parametrize("name", ["two words", "digits/", "../digits", "/etc"])
-def test_invalid_data_set_name_is_refused(tmp_path: Path, name: str):
-    message = usage_error(data_dir=tmp_path, dataset=name)
-    assert message.startswith(f"--dataset {name} cannot be opened; a name is NAME, NAME/CONFIG")
-
-
-def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path):
-    (tmp_path / "file").touch()
-    message = usage_error(data_dir=tmp_path / "file")
-    assert message.startswith(f"--data-dir {tmp_path / 'file'} cannot be used: ")
-
-
-@pytest.mark.parametrize(
-    ("features", "found"),
-    [
-        ({"image": IMAGE}, "image (Image)"),
-        ({"image": IMAGE, "label": np.int64}, "image (Image), label (Tensor)"),
-        ({"label": LABEL}, "label (ClassLabel)"),
-    ],
-    ids=["no label", "no class", "no image"],
-)
-def test_unsuitable_features_are_reported_with_the_required_ones(
-    tmp_path: Path, features: dict[str, Any], found: str
+@pytest.mark.parametrize(("split", "num_reader_processes"), READERS)
+def test_corrupt_image_is_reported_with_its_name_and_the_command(
+    split: str, num_reader_processes: int
 ):
-    prepare(tmp_path, "others", features)
-    assert usage_error(data_dir=tmp_path, dataset="others") == (
-        f"--dataset others has the features {found}; it must have image (Image) and label "
-        "(ClassLabel)"
+    fault = {"image": b"a text", "file_name": "7/caf\ufffd.png"}
+    assert data_error(split, {12: fault}, num_reader_processes=num_reader_processes) == (
+        f"numbered, split '{split}', image 12 (7/caf\ufffd.png): not an image that can be decoded: "
+        "unknown format (6 bytes); 'python -m train.prepare verify numbered --skip-corrupt' omits "
+        "corrupt images from training"
     )
 
 
-@pytest.mark.parametrize("splits", [("train",), ("test",), ("training", "validation")])
-def test_missing_splits_are_reported(tmp_path: Path, splits: tuple[str, ...]):
-    prepare(tmp_path, "halves", {"image": IMAGE, "label": LABEL}, splits)
-    assert usage_error(data_dir=tmp_path, dataset="halves") == (
-        f"--dataset halves has the splits {sorted(splits)}; it must have 'train' and "
-        "'validation' or 'test'"
+@pytest.mark.parametrize(("split", "num_reader_processes"), READERS)
+@pytest.mark.parametrize("label", [-1, 37])
+def test_label_that_is_not_a_class_is_reported(split: str, num_reader_processes: int, label: int):
+    """Labels are checked first, so that the reason does not depend on the image."""
+    faults = {12: {"label": label, "image": b"a text", "file_name": "99"}}
+    assert data_error(split, faults, num_reader_processes=num_reader_processes) == (
+        f"numbered, split '{split}', image 12 (99): its label is {label}, but the data set has 37 "
+        "classes, 0 to 36; prepare the data set again with correct labels"
     )
 
 
-def test_a_test_split_without_labels_is_refused(tmp_path: Path):
-    prepare(tmp_path, "contest", {"image": IMAGE, "label": LABEL}, unlabeled=["test"])
-    assert usage_error(data_dir=tmp_path, dataset="contest").startswith(
-        "--dataset contest has no labels in its split 'test'"
-    )
-
-
-@pytest.mark.parametrize("field", ["pythonClassName", "python_class_name", "python\\u0043lassName"])
-def test_a_data_set_cannot_cause_imports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
-):
-    prepare(tmp_path, "trojan", {"image": IMAGE, "label": LABEL})
-    (path,) = tmp_path.rglob("features.json")
-    text = path.read_text().replace("pythonClassName", field)
-    path.write_text(text.replace("tensorflow_datasets.core.features.image_feature", "payload"))
-    (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'has_run')!r}, 'w')")
-    monkeypatch.syspath_prepend(tmp_path)
-    message = usage_error(data_dir=tmp_path, dataset="trojan")
-    assert "features.json asks to import payload.Image" in message
-    assert not (tmp_path / "has_run").exists()
-
-
-def test_format_without_random_access_is_refused(tmp_path: Path):
-    prepare(tmp_path, "sequential", {"image": IMAGE, "label": LABEL})
-    # Only TensorFlow can write tfrecord, but the format in the metadata is what is checked.
-    path = tmp_path / "sequential" / "1.0.0" / "dataset_info.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
-    message = usage_error(data_dir=tmp_path, dataset="sequential")
-    assert "is prepared as tfrecord, which has no random access" in message
-    assert "array_record" in message
+def test_corrupt_image_without_a_name_is_reported_with_the_data_dir(tmp_path: Path):
+    message = data_error("train", {12: {"image": b""}}, data_dir=tmp_path)
+    assert message.startswith("numbered, split 'train', image 12: not an image that can be decoded")
+    assert f" verify numbered --data-dir {tmp_path} --skip-corrupt' omits" in message
 
 
 READ_DIGITS = """

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from train.config import Config
-from train.data.dataset import Dataset, open_dataset
+from train.data.dataset import open_dataset
 from train.data.minibatches import epoch_order, training_minibatches
 from train.data.reader import on_devices, reader_processes, reader_threads
+from train.data.records import Dataset
 from train.plan import Plan, make_plan
 from train.recipes import digits, imagenet
 from train.step.examples import Examples
@@ -138,7 +139,7 @@ def test_memory_stays_flat_over_20_000_images():
 def numbered_rows(workers: Workers, number: int) -> Iterator[Examples[np.ndarray]]:
     for step in range(number):
         labels = np.arange(workers.batch_size, dtype=np.int32) + step
-        yield Examples(labels.astype(np.uint8).reshape(-1, 1, 1, 1), labels, labels)
+        yield Examples(labels.astype(np.uint8).reshape(-1, 1, 1, 1), labels)
 
 
 def test_devices_get_every_minibatch_in_order():

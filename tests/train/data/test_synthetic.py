@@ -11,9 +11,10 @@ import pytest
 
 from train.__main__ import main
 from train.config import Config
-from train.data.builders.digits import Digits
-from train.data.dataset import Dataset, open_dataset
+from train.data.dataset import open_dataset
+from train.data.formats import digits as digits_format
 from train.data.minibatches import evaluation_minibatches, training_minibatches
+from train.data.records import Dataset
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
 from train.errors import UsageError
 from train.plan import make_plan
@@ -61,7 +62,7 @@ def test_noise_has_the_shapes_of_every_recipe_without_prepared_data(name: str, t
 def test_synthetic_sizes_match_the_data_set(digits_dir: Path):
     digits = RECIPES["digits"]().replace(data_dir=digits_dir)
     dataset = open_dataset(digits)
-    assert CLASSES_AND_IMAGES[Digits.name] == (dataset.num_classes, len(dataset.train))
+    assert CLASSES_AND_IMAGES[digits_format.NAME] == (dataset.num_classes, len(dataset.train))
 
 
 def test_every_step_reuses_the_same_minibatch():

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from train.config import Config
+from train.data.fingerprint import Fingerprint, recorded_in
 from train.errors import UsageError
 from train.recipes import digits
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
@@ -422,3 +423,16 @@ def test_checkpoints_are_due_by_epochs_steps_and_minutes():
     assert due(checkpoint_every_epochs=3, checkpoint_every_steps=25) == [25, 30, 50, 60]
     assert due(checkpoint_every_epochs=9, checkpoint_every_minutes=1e-9) == [*range(1, 61)]
     assert due(checkpoint_every_epochs=9, checkpoint_every_minutes=60) == []
+
+
+def test_the_manifest_records_the_configuration_and_the_fingerprint_of_the_data(tmp_path: Path):
+    data = Fingerprint(class_names=["a"], split_sizes={"train": 3}, contents="abc", files="def")
+    with Checkpoints(tmp_path, digits(), data) as checkpoints:
+        checkpoints.save(1, make(1), PHASES, {})
+        checkpoints.close()
+    config = json.loads((tmp_path / "1" / "manifest.json").read_text())["config"]
+    assert recorded_in(config) == data
+    assert config == json.loads(digits().to_json()) | {"data_fingerprint": data.to_json()}
+    with Checkpoints(tmp_path, digits()) as checkpoints:
+        assert checkpoints.newest_step == 1
+        checkpoints.close()

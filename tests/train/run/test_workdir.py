@@ -1,5 +1,6 @@
 """The workdir of a run: its claim, its lock and its summary."""
 
+import dataclasses
 import json
 import resource
 import socket
@@ -8,13 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from train.config import Config
+from train.data.fingerprint import Fingerprint, recorded_in
 from train.errors import RunError, UsageError
+from train.run.atomic import write_atomically
 from train.run.metrics import MetricsLog
-from train.run.workdir import claim, finished, read_summary, write_atomically
+from train.run.workdir import claim, differing_fields, finished, keep_config, read_summary
 
 MakeConfig = Callable[..., Config]
 PROC = Path("/proc/self/task")
@@ -95,6 +99,88 @@ def test_workdir_without_training_can_be_reused(digits_config: MakeConfig):
     assert Config.from_json(written) == digits_config(seed=2)
 
 
+DATA = Fingerprint(
+    class_names=["a", "b"], split_sizes={"train": 8, "test": 2}, contents=None, files="abc"
+)
+
+
+def test_the_configuration_is_saved_with_the_fingerprint_of_the_data(digits_config: MakeConfig):
+    config = digits_config()
+    path = config.output.workdir / "config.json"
+    with claim(config, DATA) as differences:
+        assert differences == []
+    saved = json.loads(path.read_text())
+    assert recorded_in(saved) == DATA
+    assert Config.from_json(path.read_text()) == config
+    assert differing_fields(config, path.read_text()) == []
+    with claim(config, dataclasses.replace(DATA, files="xyz")):
+        pass  # it has not trained, so its data may still change
+    with claim(config):
+        keep_config(config, DATA)
+        MetricsLog(config.output.workdir, 0).close()
+    assert json.loads(path.read_text()) == saved
+
+
+def of_size(num_train: int) -> Fingerprint:
+    return dataclasses.replace(DATA, split_sizes={"train": num_train, "test": 2})
+
+
+def test_the_data_may_change_only_if_it_is_allowed(digits_config: MakeConfig):
+    config, allowing = digits_config(), digits_config(allow_data_change=True)
+    path = config.output.workdir / "config.json"
+    with claim(config, of_size(8)):
+        MetricsLog(config.output.workdir, 0).close()
+    changes: list[dict[str, Any]] = []
+    for size in (9, 10):
+        before, now, saved = of_size(size - 1), of_size(size), path.read_text()
+        difference = f"the split 'train' has {size} images instead of {size - 1}"
+        with pytest.raises(UsageError) as error, claim(config, now):
+            pass
+        assert str(error.value) == (
+            f"--workdir {config.output.workdir} holds a run on other data: now {difference} "
+            f"(digits, fingerprint {now.short} instead of {before.short}); restore the data, or "
+            "accept the change with --allow-data-change"
+        )
+        with claim(allowing, now) as differences:
+            assert differences == [difference]
+            assert path.read_text() == saved  # the run may still be rejected
+            keep_config(allowing, now, size, differences)
+        changes.append({"step": size, "before": before.short, "differences": [difference]})
+        with claim(config, now) as differences:
+            assert differences == []
+            keep_config(config, now, size, differences)
+        fields = json.loads(path.read_text())
+        assert recorded_in(fields) == now
+        assert fields["data_changes"] == changes
+    classes = dataclasses.replace(DATA, class_names=["a", "c"])
+    with (
+        pytest.raises(UsageError, match=r"now class 1 is c instead of b .* another --workdir$"),
+        claim(allowing, classes),
+    ):
+        pass
+
+
+def test_another_experiment_is_named_before_other_data(digits_config: MakeConfig):
+    with claim(digits_config(), DATA):
+        MetricsLog(digits_config().output.workdir, 0).close()
+    with (
+        pytest.raises(UsageError, match="holds another run: --seed was 0 and is now 1"),
+        claim(digits_config(seed=1), dataclasses.replace(DATA, files="xyz")),
+    ):
+        pass
+
+
+def test_a_deleted_config_is_written_again(digits_config: MakeConfig):
+    config = digits_config()
+    begin_training(config)
+    (config.output.workdir / "config.json").unlink()
+    with claim(config, DATA) as differences:
+        assert differences == []
+        keep_config(config, DATA, 3)
+    saved = json.loads((config.output.workdir / "config.json").read_text())
+    assert recorded_in(saved) == DATA
+
+
 HOLD = """
 import dataclasses, sys, time
 from pathlib import Path
@@ -135,6 +221,20 @@ def test_only_the_first_process_locks_the_workdir(
     with claim(config):
         monkeypatch.setattr("jax.process_index", lambda: 1)
         claim_and_release(config)
+
+
+@pytest.mark.parametrize("fingerprint", ['{"short": "abc"}', '"abc"'])
+def test_damaged_fingerprint_is_a_usage_error(digits_config: MakeConfig, fingerprint: str):
+    config = digits_config()
+    with claim(config, DATA):
+        MetricsLog(config.output.workdir, 0).close()
+    path = config.output.workdir / "config.json"
+    path.write_text(f'{config.to_json()[:-2]}, "data_fingerprint": {fingerprint}}}')
+    with (
+        pytest.raises(UsageError, match=r"has a config\.json that is not a run's"),
+        claim(config, DATA),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("text", ['{"architectures": ["BertModel"]}', "[1, 2]", "{ // broken"])

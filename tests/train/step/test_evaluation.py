@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from train.data.dataset import Records, open_dataset
+from train.data.dataset import open_dataset
+from train.data.records import Records
 from train.plan import make_plan
 from train.recipes import digits
 from train.run.predictions import error_rates, predict
 from train.step.evaluation import make_evaluation_step
-from train.step.examples import NO_LABEL
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
 from train.step.workers import make_workers
@@ -58,9 +58,9 @@ def test_each_example_counts_exactly_once(
     assert error_rates(labels, classes)["eval/num_examples"] == PRIME
 
 
-def test_error_rates_ignore_images_that_cannot_be_decoded():
-    labels = np.array([3, 1, NO_LABEL, 4, 1])
-    classes = np.array([[3, 0, 1], [0, 1, 3], [0, 1, 2], [0, 1, 2], [2, 3, 1]])
+def test_error_rates_are_fractions_of_all_images():
+    labels = np.array([3, 1, 4, 1])
+    classes = np.array([[3, 0, 1], [0, 1, 3], [0, 1, 2], [2, 3, 1]])
     assert error_rates(labels, classes) == {
         "eval/top1_error": 0.75,
         "eval/top5_error": 0.25,

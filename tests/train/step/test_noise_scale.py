@@ -20,7 +20,7 @@ from train.errors import UsageError
 from train.loop import DONE, run
 from train.model.resnet import ARCHITECTURES, Architecture
 from train.recipes import digits
-from train.step.examples import INTACT, Examples, abstract_minibatch
+from train.step.examples import Examples, abstract_minibatch
 from train.step.network import make_network, normalize
 from train.step.noise_scale import DECAY, NoiseScale, estimate, moved, no_estimate
 from train.step.optimizer import make_optimizer
@@ -97,7 +97,6 @@ def rows() -> Examples:
     return Examples(
         (rng.random((K * N, 8, 8, 1)) * level).astype(np.uint8),
         rng.integers(2, size=K * N).astype(np.int32),  # few classes, so that the loss can fall
-        np.full(K * N, INTACT, np.int32),
     )
 
 

@@ -14,7 +14,7 @@ from train.config import Config
 from train.model.resnet import ARCHITECTURES, BN_EPSILON, Architecture
 from train.recipes import digits
 from train.step.evaluation import make_evaluation_step
-from train.step.examples import INTACT, NO_CLASS, Examples, abstract_minibatch
+from train.step.examples import NO_CLASS, Examples, abstract_minibatch
 from train.step.optimizer import make_optimizer
 from train.step.state import TrainState, initial_state
 from train.step.train_step import StepMetrics, make_train_step
@@ -52,7 +52,6 @@ def images_of_step(config: Config, step: int) -> Examples:
     return Examples(
         (rng.random(shape) * level).astype(np.uint8),
         rng.integers(NUM_CLASSES, size=K * N).astype(np.int32),
-        np.full(K * N, INTACT, np.int32),
     )
 
 
@@ -283,7 +282,7 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             computation = header[1]
         assert " all-reduce" not in line or computation not in loops
-    # They carry the gradients, the statistics, the loss, the errors and the corrupt images.
+    # They carry the gradients, the statistics, the loss and the errors.
     sizes = [
         int(np.prod([int(n) for n in dims.split(",") if n]))
         for reduction in reductions
@@ -291,7 +290,7 @@ def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int,
     ]
     _, state = make(small_config(), make_workers(small_config()))
     leaves = jax.tree.leaves((state.network.params, state.network.batch_stats))
-    total = sum(leaf.size for leaf in leaves) + 3
+    total = sum(leaf.size for leaf in leaves) + 2
     # Equal gradients are reduced only once: β of a projection and of the sum that it enters.
     assert total - 200 < sum(sizes) <= total
 

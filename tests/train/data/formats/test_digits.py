@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from train.data.dataset import Dataset, Records, open_dataset
+from train.data.dataset import open_dataset
 from train.data.images import decode
+from train.data.records import Dataset, Records
 from train.recipes import digits
 
 REPOSITORY = Path(__file__).parents[4]

@@ -20,9 +20,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data.builders.imagenet2012 import TRAIN, VALIDATION, check_archives, synsets
-from train.data.dataset import Records, open_dataset
+from train.data.dataset import open_dataset
+from train.data.formats.imagenet2012 import TRAIN, VALIDATION, check_archives, synsets
 from train.data.images import decode
+from train.data.records import Records
 from train.recipes import imagenet
 
 ROOT = Path(__file__).parents[4]
@@ -150,7 +151,7 @@ def python_m(words: str) -> str:
 
 def stored(records: Records) -> dict[str, tuple[bytes, int]]:
     return {
-        record["file_name"].decode(): (record["image"], record["label"])
+        record["file_name"]: (record["image"], record["label"])
         for record in records.__getitems__(range(len(records)))
     }
 

@@ -1,1 +1,0 @@
-"""Data sets that this project provides, as tensorflow-datasets builders."""
