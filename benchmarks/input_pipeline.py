@@ -11,6 +11,7 @@ subject that cannot be imported is reported as missing and left out.
 Each subject has as many threads or processes as cores, and yields minibatches of 128 uint8 images:
 
 - `optax-warmup`: the recipe `imagenet`, from ArrayRecord to minibatches on JAX's device.
+- `optax-warmup, shorter side N`: the same from images that `--shorter-side N` stored.
 - `optax-warmup, processes`: the same with --num-reader-processes, on several cores.
 - `tf.data`, `tf.data, bicubic`: TFRecord to JAX's device as in Flax's ImageNet example:
   sample_distorted_bounding_box, decode_and_crop_jpeg (which decodes the crop alone), bilinear or

@@ -1,43 +1,58 @@
-"""A data set of JPEGs: two photographs that scikit-learn ships, cropped and resized at random."""
+"""Data sets of JPEGs: two photographs that scikit-learn ships, cropped and resized at random."""
 
-import contextlib
 from pathlib import Path
 
 HEIGHT, WIDTH, QUALITY, NUM_IMAGES = 375, 500, 97, 512
+SHORTER_SIDES = (320, 256)
 
 
 def make_images(folder: Path) -> None:
-    """Write the images as FOLDER/images/CLASS/*.jpg, and as the data set "photographs"."""
+    """Write the images as FOLDER/images/CLASS/*.jpg, and prepare data sets of them in FOLDER.
+
+    These are "photographs" and, reduced to a shorter side of N pixels, "photographs_N".
+    """
+    from train.data.formats.image_folder import Options, open_source
+    from train.data.preparation import prepare
+
+    write_images(folder / "images", NUM_IMAGES)
+    for side in (None, *SHORTER_SIDES):
+        name = "photographs" if side is None else f"photographs_{side}"
+        options = Options(
+            path=folder / "images", name=name, held_out=0.01, shorter_side=side, data_dir=folder
+        )
+        prepare(open_source(options), options, lambda *_: lambda _: None)
+
+
+def write_images(folder: Path, num_images: int) -> None:
+    """Write distinct images as FOLDER/CLASS/*.jpg, for two classes."""
+    import joblib
     import numpy as np
     import simplejpeg
-    import tensorflow_datasets as tfds
     from sklearn.datasets import load_sample_images
 
-    from train.data.builders.image_folder import ImageFolder
     from train.data.images import resize
 
-    rng = np.random.default_rng(0)
-    paths: dict[str, list[Path]] = {}
-    for label, photograph in enumerate(load_sample_images().images):
+    photographs = load_sample_images().images
+
+    def write(index: int) -> None:
+        rng = np.random.default_rng(index)
+        label, number = index % len(photographs), index // len(photographs)
+        photograph = photographs[label]
         height, width, _ = photograph.shape
-        paths[str(label)] = []
-        for number in range(NUM_IMAGES // 2):
-            crop_height = round(height * rng.uniform(0.7, 1.0))
-            crop_width = round(crop_height * WIDTH / HEIGHT)
-            top = rng.integers(height - crop_height + 1)
-            left = rng.integers(width - crop_width + 1)
-            crop = photograph[top : top + crop_height, left : left + crop_width]
-            path = folder / "images" / str(label) / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = np.ascontiguousarray(resize(crop, HEIGHT, WIDTH))
-            path.write_bytes(simplejpeg.encode_jpeg(image, quality=QUALITY, colorsubsampling="420"))
-            paths[str(label)].append(path)
-    builder = ImageFolder.named("photographs")(
-        data_dir=folder, train=paths, test={label: some[:1] for label, some in paths.items()}
+        crop_height = round(height * rng.uniform(0.7, 1.0))
+        crop_width = round(crop_height * WIDTH / HEIGHT)
+        top = rng.integers(height - crop_height + 1)
+        left = rng.integers(width - crop_width + 1)
+        crop = photograph[top : top + crop_height, left : left + crop_width]
+        image = np.ascontiguousarray(resize(crop, HEIGHT, WIDTH))
+        path = folder / str(label) / f"{number}.jpg"
+        path.write_bytes(simplejpeg.encode_jpeg(image, quality=QUALITY, colorsubsampling="420"))
+
+    for label in range(len(photographs)):
+        (folder / str(label)).mkdir(parents=True)
+    joblib.Parallel(n_jobs=-1, prefer="threads")(
+        joblib.delayed(write)(index) for index in range(num_images)
     )
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(None):
-        builder.download_and_prepare()
 
 
 def encoded_images(folder: Path) -> list[bytes]:

@@ -6,19 +6,22 @@ their library themselves, so that a process is not slowed by the threads of anot
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.photographs import NUM_IMAGES, encoded_images
+from benchmarks.photographs import NUM_IMAGES, SHORTER_SIDES, encoded_images
 
 BATCH_SIZE = 128
 
 
-def optax_warmup(folder: Path, cores: int, processes: int = 0) -> Iterator[int]:
+def optax_warmup(
+    folder: Path, cores: int, processes: int = 0, dataset_name: str = "photographs"
+) -> Iterator[int]:
     """The pipeline of this repository's trainer."""
     import jax
 
@@ -30,7 +33,7 @@ def optax_warmup(folder: Path, cores: int, processes: int = 0) -> Iterator[int]:
     from train.step.workers import make_workers
 
     config = imagenet().replace(
-        dataset="photographs",
+        dataset=dataset_name,
         data_dir=folder,
         num_workers=BATCH_SIZE // 32,
         num_reader_threads=cores,
@@ -185,7 +188,7 @@ def cv2_alone(folder: Path, cores: int) -> Iterator[int]:
     return decoding(folder, cores, decode)
 
 
-PIPELINES: dict[str, Callable[[Path, int], Iterator[int]]] = {
+PIPELINES: Mapping[str, Callable[[Path, int], Iterator[int]]] = {
     "simplejpeg": simplejpeg_alone,
     "optax-warmup": optax_warmup,
     "tf.data": lambda folder, cores: tf_data(folder, cores, "bilinear"),
@@ -193,4 +196,9 @@ PIPELINES: dict[str, Callable[[Path, int], Iterator[int]]] = {
     "torch": torch_loader,
     "cv2": cv2_alone,
     "optax-warmup, processes": lambda folder, cores: optax_warmup(folder, cores, processes=cores),
+} | {
+    f"optax-warmup, shorter side {side}": functools.partial(
+        optax_warmup, dataset_name=f"photographs_{side}"
+    )
+    for side in SHORTER_SIDES
 }

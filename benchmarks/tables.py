@@ -1,6 +1,7 @@
 """Fill the tables of benchmarks/README.md from the JSON files: `python -m benchmarks.tables`.
 
 A new benchmark writes NAME.json, adds its tables to `make_tables`, and gets a section of the page.
+The file is long because it holds the tables of all benchmarks.
 """
 
 import json
@@ -218,6 +219,35 @@ def checkpoint(report: dict[str, Any]) -> str:
     return table(["", "median"], rows)
 
 
+def preparation(report: dict[str, Any]) -> str:
+    """Speed and memory of preparing photographs."""
+    rows = [
+        (
+            f"{of['images']:,}",
+            f"{of['seconds']['finding']:.1f} s",
+            f"{of['images'] / of['seconds']['writing']:,.0f}",
+            f"{of['images'] / of['seconds']['verifying']:,.0f}",
+            f"{of['peak_bytes'] / 1e6:,.0f} MB",
+        )
+        for of in report["preparations"]
+    ]
+    header = ["photographs", "finding them", "written per second", "verified per second"]
+    return table([*header, "peak memory"], rows)
+
+
+def verification(report: dict[str, Any]) -> str:
+    """Throughput of verification and of the bare decoder."""
+    rows = [
+        ("bare decoder", f"{report['bare_images_per_second']:,.0f}", "1.00"),
+        (
+            "verification",
+            f"{report['verification_images_per_second']:,.0f}",
+            f"{report['verification_over_bare']:.2f}",
+        ),
+    ]
+    return table(["on all cores", "images/s", "÷ bare decoder"], rows)
+
+
 def weak_scaling(report: dict[str, Any]) -> str:
     """Throughput and efficiency of two processes."""
     rows = (
@@ -279,6 +309,8 @@ def make_tables() -> dict[str, str]:
         "tf-data": over_tf_data(reports["input_pipeline"]),
         "startup": startup(reports["startup"]["seconds"]),
         "checkpoint": checkpoint(reports["checkpoint"]),
+        "preparation": preparation(reports["preparation"]),
+        "verification": verification(reports["preparation"]),
         "weak-scaling": weak_scaling(reports["weak_scaling"]),
         "instructions": instructions(reports["schedule"]["instructions"]),
         "million": million(reports["schedule"]["million_steps"]),
