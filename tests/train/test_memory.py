@@ -53,7 +53,7 @@ def test_step_memory_has_state_minibatch_and_activations():
     # Each array takes a few bytes more than its contents.
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert memory.state == pytest.approx(num_bytes, rel=0.01)
-    assert memory.minibatch == 16 * (8 * 8 * 1 + 4 + 4)
+    assert memory.minibatch == 16 * (8 * 8 * 1 + 4)
     # The backward pass needs at least the stem's output, in float32.
     assert memory.activations > 16 * 8 * 8 * 16 * 4
     assert memory.training == memory.step + 2 * memory.minibatch

@@ -17,7 +17,15 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "HEIF")
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+HAS_AVIF = features.check("avif")
+
+# Pillow raises KeyError for a format that it does not know.
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"),
+    *(["AVIF"] if HAS_AVIF else []),
+    *(["HEIF"] if HAS_HEIF else []),
+)
 """Image formats that are decoded, whatever the file's suffix. Pillow's wheels read AVIF; HEIF, the
 format of phones, needs the package pillow-heif."""
 
@@ -38,8 +46,6 @@ TRANSPOSED = 5
 # Pillow's warnings about odd metadata do not concern the pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
-HAS_AVIF = features.check("avif")
 if HAS_HEIF:
     import pillow_heif  # pyright: ignore[reportMissingImports]
 
