@@ -1,4 +1,4 @@
-"""Labeled images of a user's files, as every format describes them before they are written."""
+"""Common description of labeled images, which every format returns and `store.write` takes."""
 
 import dataclasses
 import datetime
