@@ -21,7 +21,13 @@ SECONDS = 300  # timeout of a run, sufficient on a slow machine
 
 
 def mount(*arguments: object) -> None:
-    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    give_up = time.monotonic() + 10
+    while True:
+        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+        # Busy: a run had a file open for writing at this moment.
+        if "busy" not in done.stderr or time.monotonic() > give_up:
+            break
+        time.sleep(0.01)
     if done.returncode:
         pytest.skip(f"only root may mount: {done.stderr.strip()}")
 
@@ -132,7 +138,8 @@ def test_read_only_workdir_ends_the_run_with_one_line(
         )  # fmt: skip
     finally:
         run.kill()
-        subprocess.run(["umount", "--lazy", workdir], capture_output=True)
+        with run:  # closes its pipes, also if the test is skipped
+            subprocess.run(["umount", "--lazy", workdir], capture_output=True)
 
 
 def test_preparing_data_on_a_read_only_disk_fails_with_one_line(
