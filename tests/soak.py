@@ -162,13 +162,18 @@ def unfinished_in(workdir: Path) -> list[Path]:
     return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
+TIMES = {"train/images_per_second", "train/seconds", "images_per_second", "seconds"}
+
+
+def timeless(values: dict[str, Any]) -> dict[str, Any]:
+    """A record or a summary without its times."""
+    return {name: value for name, value in values.items() if name not in TIMES}
+
+
 def outcome(workdir: Path) -> dict[str, Any]:
-    """The results that must not depend on kills: summary, and records without their times."""
-    timeless = [
-        {k: v for k, v in record.items() if k not in ("train/images_per_second", "train/seconds")}
-        for record in records(workdir)
-    ]
-    return {"summary": json.loads((workdir / "summary.json").read_text()), "records": timeless}
+    """The results that must not depend on kills: summary and records, without their times."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {"summary": timeless(summary), "records": [*map(timeless, records(workdir))]}
 
 
 def start(workdir: Path, flags: list[str], env: dict[str, str], output: Path) -> Any:

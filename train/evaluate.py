@@ -14,7 +14,7 @@ from train.errors import UsageError
 from train.plan import make_plan
 from train.run.checkpoint import load_network
 from train.run.compilation_cache import keep_compiled
-from train.run.predictions import error_rates, predict
+from train.run.predictions import predict, scores
 from train.run.workdir import differing_data
 from train.step.evaluation import make_evaluation_step
 from train.step.workers import make_workers
@@ -80,10 +80,11 @@ def _evaluate(options: Options) -> int:
     plan = make_plan(config, dataset, make_workers(config))
     step = make_evaluation_step(config.experiment, dataset.num_classes, plan.workers)
     num_updates, network = load_network(options.workdir, plan.workers)
-    labels, classes = predict(plan, step, network)
+    predictions = predict(plan, step, network)
     path = options.predictions or options.workdir / "predictions.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
+        labels, classes = predictions.labels, predictions.classes
         table.writerow(
             ["image", "label", *(f"class_{place + 1}" for place in range(classes.shape[1]))]
         )
@@ -93,11 +94,15 @@ def _evaluate(options: Options) -> int:
                 zip(labels.tolist(), classes.tolist(), strict=True)
             )
         )
-    errors = error_rates(labels, classes)
+    found = scores(predictions, dataset.num_classes)
+    loss = found["eval/loss"]
+    parts = ["loss not finite" if loss is None else f"loss {loss:.4g}"]
+    for name in ("top1", "top5"):
+        if (error := found.get(f"eval/{name}_error")) is not None:
+            parts.append(f"top-{name[-1]} error {100 * error:.2f} %")
     print(
-        f"step {num_updates}: top-1 error {100 * errors['eval/top1_error']:.2f} %, "
-        f"top-5 error {100 * errors['eval/top5_error']:.2f} % on all "
-        f"{errors['eval/num_examples']} test images of {dataset.name}; predictions: {path}"
+        f"step {num_updates}: {', '.join(parts)} on all {found['eval/num_examples']} test images "
+        f"of {dataset.name}; predictions: {path}"
     )
     return 0
 

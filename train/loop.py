@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import statistics
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import optax
 
 from train.cluster.agreement import agree, agree_on_data, together
 from train.cluster.stop import StopOnSignal
-from train.config import Config
+from train.config import Config, JsonObject
 from train.data.dataset import open_dataset
 from train.data.minibatches import training_minibatches
 from train.data.reader import on_devices
@@ -19,15 +18,17 @@ from train.plan import Plan
 from train.run.atomic import write_atomically
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.run.display import Display, outcome
-from train.run.metrics import MetricsLog, top1_error_median_last5
-from train.run.predictions import error_rates, predict
+from train.run.metrics import MetricsLog, results
+from train.run.predictions import predict, scores
 from train.run.report import Report
+from train.run.seeds import score_in_words, score_of_seeds
 from train.run.workdir import (
     claim,
     delete_summary,
     finished,
     keep_config,
     read_summary,
+    write_summary,
 )
 from train.step.evaluation import make_evaluation_step
 from train.step.examples import abstract_minibatch
@@ -134,8 +135,8 @@ def run(
             report.queue(step, metrics)
             if plan.ends_epoch(step):
                 record = report.read()
-                errors = error_rates(*predict(plan, evaluation_step, state.network))
-                report.write(record | errors)
+                predictions = predict(plan, evaluation_step, state.network)
+                report.write(record | scores(predictions, dataset.num_classes))
                 report.restart_clock(step)
             stopping = stop.reached(step)
             if stopping or step == plan.last_step or times.is_due(step):
@@ -147,31 +148,30 @@ def run(
                 break
         checkpoints.close()
 
-        summary = {
-            "dataset": dataset.name,
-            "top1_error_median_last5": top1_error_median_last5(log.records, timeline),
-            "num_steps": step,
-            "num_examples_seen": timeline.num_examples_seen(step),
-            "params_digest": params_digest(state.network.params),
-        }
-
-        def write() -> None:
+        def plot() -> None:
             if jax.process_index() == 0:
                 # Imported late: matplotlib takes a fifth of the time to start.
                 from train.run.plots import plot_curves
 
                 title = f"{experiment.recipe}: {experiment.model}"
                 plot_curves(log.records, workdir / "curves.png", title)
-                if step == plan.last_step:
-                    text = json.dumps(summary, indent=2) + "\n"
-                    write_atomically(workdir / "summary.json", text)
 
-        together(write)
+        together(plot)
         if step < plan.last_step:
             display.say(
                 f"stopped after step {step} of {plan.last_step} and saved; the same command resumes"
             )
             return STOPPED
+        summary = {
+            "dataset": dataset.name,
+            "dataset_version": dataset.version,
+            "fingerprint": None if fingerprint is None else fingerprint.short,
+            **results(log.records, timeline),
+            "num_steps": step,
+            "num_examples_seen": timeline.num_examples_seen(step),
+            "params_digest": params_digest(state.network.params),
+        }
+        together(lambda: write_summary(workdir, summary))
         display.say(outcome(workdir, summary))
         return DONE
 
@@ -185,21 +185,14 @@ def run_seeds(config: Config) -> int:
     Returns:
         The exit code of the first run that did not finish, else `DONE`.
     """
-    workdir, errors = config.output.workdir, dict[int, float]()
+    workdir, summaries = config.output.workdir, dict[int, JsonObject]()
     for seed in config.output.seeds:
         folder = workdir / f"seed-{seed}"
         if (code := run(config.replace(seed=seed, seeds=(), workdir=folder))) != DONE:
             return code
-        errors[seed] = read_summary(folder)["top1_error_median_last5"]
-    mean = statistics.mean(errors.values())
-    deviation = statistics.stdev(errors.values()) if len(errors) > 1 else None
-    if jax.process_index() != 0:
-        return DONE
-    score = {"top1_error_mean": mean, "top1_error_std": deviation, "top1_error": errors}
-    write_atomically(workdir / "seeds.json", json.dumps(score, indent=2) + "\n")
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
-    print(
-        f"test error {100 * mean:.2f}{spread} % over {len(errors)} seeds "
-        f"(mean ± standard deviation of the median of the last 5 epochs): {workdir / 'seeds.json'}"
-    )
+        summaries[seed] = read_summary(folder)
+    if jax.process_index() == 0:
+        score = score_of_seeds(summaries)
+        write_atomically(workdir / "seeds.json", json.dumps(score, indent=2) + "\n")
+        print(f"{score_in_words(score)}: {workdir / 'seeds.json'}")
     return DONE

@@ -224,6 +224,7 @@ def test_images_that_are_omitted_after_the_start_change_the_data(pets: Pets, tra
     epochs = [step / 6 for step in (1, 2, 3)] + [step / 5 for step in range(4, 11)]
     assert [record["epoch"] for record in records] == epochs
     assert [r["step"] for r in records if "eval/top1_error" in r] == [3, 5, 10]
+    assert not [r for r in records if "eval/top5_error" in r]  # there are three classes
     assert [r["train/num_examples_seen"] for r in records] == [8 * step for step in range(1, 11)]
     rates = [record["train/learning_rate"] for record in records]
     assert rates[4] == pytest.approx(10 * rates[5], rel=1e-6)  # the milestone is at epoch 1
@@ -307,6 +308,9 @@ def test_evaluation_on_other_data_is_an_error_unless_it_is_allowed(
     train("--num-steps", "2", "--allow-data-change")  # this flag is for training only
     command = ["--workdir", str(pets.workdir)]
     assert evaluate(command) == 0
+    assert "top-5" not in capsys.readouterr().out  # there are three classes
+    header = (pets.workdir / "predictions.csv").read_text().splitlines()[0]
+    assert header == "image,label,class_1,class_2,class_3"
     pets.image("validation", "ant", 100).unlink()
     pets.prepare()
     capsys.readouterr()

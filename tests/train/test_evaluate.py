@@ -38,6 +38,8 @@ def test_error_matches_training_and_each_prediction_is_written(
     assert wrong == pytest.approx(last["eval/top1_error"], rel=1e-12)
     assert f"top-1 error {100 * wrong:.2f} %" in said
     assert "all 360 test images" in said
+    assert f"loss {last['eval/loss']:.4g}, " in said
+    assert f"top-5 error {100 * last['eval/top5_error']:.2f} %" in said
 
 
 def test_predictions_are_written_to_the_given_path(run: Path, tmp_path: Path):

@@ -68,6 +68,7 @@ ORDER = [
     "run.plots",
     "run.fonts",
     "run.display",
+    "run.seeds",
     "run.report",
     "run.predictions",
     "cluster.agreement",

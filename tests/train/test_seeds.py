@@ -31,6 +31,15 @@ def test_seeds_are_scored_together(
     assert score["top1_error_mean"] == pytest.approx(mean)
     assert score["top1_error_std"] == pytest.approx(deviation)
     assert f"{100 * mean:.2f} ± {100 * deviation:.2f} %" in first_said
+    assert "(mean ± standard deviation of the median of the last 3 epochs); last" in first_said
+    runs = [
+        json.loads((tmp_path / f"runs/seed-{seed}/summary.json").read_text()) for seed in (5, 7)
+    ]
+    assert score["runs"] == {"5": runs[0], "7": runs[1]}
+    assert score["num_epochs_in_median"] == 3
+    assert score["seconds"] == sum(run["seconds"] for run in runs)
+    for name in ("top1_error_last", "top1_error_best", "top5_error_last", "eval_loss_last"):
+        assert score[f"{name}_mean"] == pytest.approx(statistics.mean(run[name] for run in runs))
     digests = {
         json.loads(path.read_text())["params_digest"]
         for path in tmp_path.glob("runs/*/summary.json")

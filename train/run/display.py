@@ -83,10 +83,38 @@ class _BarAboveText(Progress):
 
 
 def outcome(workdir: Path, summary: Record) -> str:
-    """How a run ended and where its results are."""
-    return (
+    """How a run ended and where its results are.
+
+    Args:
+        workdir: workdir of the run.
+        summary: its summary; one of an earlier version lacks the details.
+    """
+    lines = [
         f"finished: {summary['num_steps']} steps, {summary['num_examples_seen']} images seen, "
-        f"test error {100 * summary['top1_error_median_last5']:.2f} % "
-        f"(median of the last 5 epochs)\n"
-        f"results: {workdir}/summary.json, curves.png, metrics.jsonl, tensorboard, checkpoints"
-    )
+        f"test error {_percent(summary['top1_error_median_last5'])} ({median_of(summary)})"
+    ]
+    if "top1_error_last" in summary:
+        loss = summary["eval_loss_last"]
+        top5 = summary.get("top5_error_last")
+        lines.append(
+            f"test error of the last epoch {_percent(summary['top1_error_last'])}"
+            f"{'' if top5 is None else f' (top-5 {_percent(top5)})'}, "
+            f"best {_percent(summary['top1_error_best'])} (epoch {summary['epoch_of_best']:.4g}); "
+            f"test loss {'not finite' if loss is None else f'{loss:.4g}'}; "
+            f"{summary['seconds']:.0f} s of training, "
+            f"{summary['images_per_second']:.0f} images/s"
+        )
+    results = "summary.json, curves.png, metrics.jsonl, tensorboard, checkpoints"
+    return "\n".join([*lines, f"results: {workdir}/{results}"])
+
+
+def median_of(summary: Record) -> str:
+    """The epochs that the median error of a summary covers, in words."""
+    number = summary.get("num_epochs_in_median")  # earlier versions did not record it
+    if number == 1:
+        return "last epoch"
+    return f"median of the last {number or 'up to 5'} epochs"
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2f} %"

@@ -126,15 +126,48 @@ def means(records: list[Record], name: str, bins_per_epoch: int = 1) -> list[tup
     return [(group[-1]["epoch"], statistics.mean(r[name] for r in group)) for group in groups]
 
 
-def top1_error_median_last5(records: list[Record], timeline: Timeline) -> float | None:
-    """Median top-1 error of the last five epochs' evaluations, a fraction (paper, section 5.1).
+def results(records: list[Record], timeline: Timeline) -> Record:
+    """The results of a run for its summary: errors, loss, time and throughput.
 
-    An evaluation in the middle of an epoch counts only if it is the last one of a shortened run.
+    Args:
+        records: records of the whole run; at least one of them has an evaluation.
+        timeline: timeline of the run.
+
+    Returns:
+        A record with these entries. Errors are fractions.
+
+        - `top1_error_median_last5`: median over the evaluations of the last five epochs (paper,
+          section 5.1). An evaluation in the middle of an epoch counts only if it is the last one
+          of a shortened run.
+        - `num_epochs_in_median`: number of these evaluations, fewer than five in a short run.
+        - `top1_error_last`, `top1_error_best`, `epoch_of_best`: the last evaluation and the best
+          one, the newest of equals, as for the checkpoint that is kept.
+        - `top5_error_last`: only with six classes or more.
+        - `eval_loss_last`: mean cross-entropy of the last evaluation; None if it is not finite.
+        - `seconds`: seconds of training, with evaluations, over all resumes.
+        - `images_per_second`: median of the logged throughputs.
     """
     evaluations = [record for record in records if "eval/top1_error" in record]
+    last = evaluations[-1]
+    best = min(reversed(evaluations), key=lambda record: record["eval/top1_error"])
     at_ends = [
         record["eval/top1_error"]
         for record in evaluations
-        if timeline.ends_epoch(record["step"]) or record is evaluations[-1]
-    ]
-    return statistics.median(at_ends[-5:]) if at_ends else None
+        if timeline.ends_epoch(record["step"]) or record is last
+    ][-5:]
+    found: Record = {
+        "top1_error_median_last5": statistics.median(at_ends),
+        "num_epochs_in_median": len(at_ends),
+        "top1_error_last": last["eval/top1_error"],
+        "top1_error_best": best["eval/top1_error"],
+        "epoch_of_best": best["epoch"],
+    }
+    if "eval/top5_error" in last:
+        found["top5_error_last"] = last["eval/top5_error"]
+    return found | {
+        "eval_loss_last": last.get("eval/loss"),
+        "seconds": last.get("train/seconds", 0.0),
+        "images_per_second": statistics.median(
+            record["train/images_per_second"] for record in records
+        ),
+    }

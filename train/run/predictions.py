@@ -1,5 +1,6 @@
-"""Predictions for every test image, and the errors among them. Every image counts once."""
+"""Predictions for every test image, and the scores among them. Every image counts once."""
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -9,12 +10,13 @@ from train.data.minibatches import evaluation_minibatches
 from train.data.reader import on_devices
 from train.plan import Plan
 from train.run.metrics import Record
+from train.step.evaluation import MOST_CLASSES, Predictions
 from train.step.network import Network
 
 
 def predict(
     plan: Plan, evaluation_step: jax.stages.Wrapped, network: Network
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Predictions[np.ndarray]:
     """Predict the classes of all N test images, in their order.
 
     Args:
@@ -23,24 +25,39 @@ def predict(
         network: the network.
 
     Returns:
-        Labels, (N,), and the likeliest classes, (N, 5).
+        Labels, (N,), likeliest classes, (N, 5), and losses, (N,).
     """
 
-    def minibatches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def minibatches() -> Iterator[Predictions[np.ndarray]]:
         for minibatch in on_devices(evaluation_minibatches(plan), plan.workers):
-            labels, classes = jax.device_get(evaluation_step(network, minibatch))
-            yield labels.reshape(-1), classes.reshape(-1, classes.shape[-1])
+            labels, classes, losses = jax.device_get(evaluation_step(network, minibatch))
+            yield Predictions(
+                labels.reshape(-1), classes.reshape(-1, classes.shape[-1]), losses.reshape(-1)
+            )
 
-    labels, classes = zip(*minibatches(), strict=True)
     num_images = len(plan.dataset.evaluation)  # the rest is padding
-    return np.concatenate(labels)[:num_images], np.concatenate(classes)[:num_images]
+    parts = zip(*minibatches(), strict=True)
+    return Predictions(*(np.concatenate(part)[:num_images] for part in parts))
 
 
-def error_rates(labels: np.ndarray, classes: np.ndarray) -> Record:
-    """Top-1 and top-5 errors over all images, as fractions, and the number of images."""
-    wrong = classes != labels[:, None]
-    return {
+def scores(predictions: Predictions[np.ndarray], num_classes: int) -> Record:
+    """Mean loss, top-1 and top-5 errors over all images, and the number of images.
+
+    Args:
+        predictions: predictions for all images.
+        num_classes: classes of the data set. With five or fewer there is no top-5 error, since the
+            five likeliest classes always include the true one.
+
+    Returns:
+        A record. Errors are fractions; a loss that is not finite is None.
+    """
+    wrong = predictions.classes != predictions.labels[:, None]
+    # Float64, so that the order of the sum, and with it the minibatch, leaves no trace.
+    loss = float(predictions.losses.mean(dtype=np.float64))
+    record: Record = {
+        "eval/loss": loss if math.isfinite(loss) else None,
         "eval/top1_error": float(wrong[:, 0].mean()),
-        "eval/top5_error": float(wrong.all(axis=1).mean()),
-        "eval/num_examples": len(labels),
     }
+    if num_classes > MOST_CLASSES:
+        record["eval/top5_error"] = float(wrong.all(axis=1).mean())
+    return record | {"eval/num_examples": len(predictions.labels)}

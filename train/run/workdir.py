@@ -212,6 +212,12 @@ def delete_summary(config: Config) -> None:
         (config.output.workdir / "summary.json").unlink(missing_ok=True)
 
 
+def write_summary(workdir: Path, summary: JsonObject) -> None:
+    """Write the summary of a run that has completed all its steps."""
+    if jax.process_index() == 0:
+        write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
 def read_summary(workdir: Path) -> JsonObject:
-    """The summary of a finished run."""
+    """The summary of a finished run. Earlier versions recorded fewer entries."""
     return json.loads((workdir / "summary.json").read_text())

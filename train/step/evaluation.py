@@ -3,24 +3,36 @@
 Shapes: A accumulation steps, kn/A images in each part of a minibatch.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from train.config import Experiment
 from train.step.examples import NO_CLASS, Examples
 from train.step.network import Network, make_forward
 from train.step.workers import Workers
 
+MOST_CLASSES = 5  # that are predicted for an image
 
-class Predictions(NamedTuple):
-    """Per-image predictions for one evaluation minibatch, replicated."""
+A = TypeVar("A")
 
-    labels: jax.Array
-    """True class, or `NO_LABEL` for padding; int32 (A, kn/A)."""
-    classes: jax.Array
-    """The five likeliest classes (all if there are fewer), likeliest first; int32 (A, kn/A, 5)."""
+
+class Predictions(NamedTuple, Generic[A]):
+    """Per-image predictions: of one minibatch, replicated on the devices, or of all test images.
+
+    Attributes:
+        labels: true class, or `NO_LABEL` for padding; int32 (...).
+        classes: the five likeliest classes (all if there are fewer), likeliest first; int32
+            (..., 5).
+        losses: cross-entropy in nats, NaN if the logits are not finite, and undefined for padding;
+            float32 (...).
+    """
+
+    labels: A
+    classes: A
+    losses: A
 
 
 def make_evaluation_step(
@@ -29,18 +41,23 @@ def make_evaluation_step(
     """Build the jitted evaluation step.
 
     Returns:
-        (Network, Examples) -> Predictions.
+        (Network, Examples) -> Predictions of shape (A, kn/A, ...).
     """
     forward = make_forward(experiment, num_classes)
 
-    def predictions_of_part(network: Network, part: Examples[jax.Array]) -> Predictions:
+    def predictions_of_part(network: Network, part: Examples[jax.Array]) -> Predictions[jax.Array]:
         logits, _ = forward(network, part.images, train=False)
-        _, classes = jax.lax.top_k(logits, min(5, num_classes))
+        _, classes = jax.lax.top_k(logits, min(MOST_CLASSES, num_classes))
         # A network with logits that are not finite must not be right by chance.
-        is_finite = jnp.isfinite(logits).all(axis=1, keepdims=True)
-        return Predictions(part.labels, jnp.where(is_finite, classes, NO_CLASS))
+        is_finite = jnp.isfinite(logits).all(axis=1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, part.labels)
+        return Predictions(
+            labels=part.labels,
+            classes=jnp.where(is_finite[:, None], classes, NO_CLASS),
+            losses=jnp.where(is_finite, losses, jnp.nan),
+        )
 
-    def evaluation_step(network: Network, minibatch: Examples[jax.Array]) -> Predictions:
+    def evaluation_step(network: Network, minibatch: Examples[jax.Array]) -> Predictions[jax.Array]:
         return workers.map_over_minibatch(predictions_of_part, network, minibatch)
 
     return jax.jit(

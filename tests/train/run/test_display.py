@@ -182,11 +182,33 @@ def test_only_the_first_process_prints(
     assert capsys.readouterr().out == ""
 
 
-def test_outcome_has_the_error_in_percent_and_lists_the_results():
-    summary = {"num_steps": 990, "num_examples_seen": 126_720, "top1_error_median_last5": 0.01389}
-    text = outcome(Path("runs/digits"), summary)
-    assert "990 steps, 126720 images seen, test error 1.39 %" in text
-    assert "runs/digits/summary.json" in text
-    assert all(
-        name in text for name in ("curves.png", "metrics.jsonl", "tensorboard", "checkpoints")
+OLD = {"num_steps": 990, "num_examples_seen": 126_720, "top1_error_median_last5": 0.01389}
+NEW = OLD | {
+    "num_epochs_in_median": 3, "top1_error_last": 0.02, "top1_error_best": 0.0125,
+    "epoch_of_best": 2.0, "top5_error_last": 0.001, "eval_loss_last": 0.04567, "seconds": 65.2,
+    "images_per_second": 1943.6,
+}  # fmt: skip
+
+
+def test_outcome_has_the_errors_in_percent_and_lists_the_results():
+    text = outcome(Path("runs/digits"), NEW)
+    assert text == (
+        "finished: 990 steps, 126720 images seen, test error 1.39 % (median of the last 3 epochs)\n"
+        "test error of the last epoch 2.00 % (top-5 0.10 %), best 1.25 % (epoch 2); test loss "
+        "0.04567; 65 s of training, 1944 images/s\n"
+        "results: runs/digits/summary.json, curves.png, metrics.jsonl, tensorboard, checkpoints"
     )
+
+
+def test_outcome_of_few_classes_or_one_epoch_has_no_empty_numbers():
+    few = {name: value for name, value in NEW.items() if name != "top5_error_last"}
+    text = outcome(Path("runs"), few | {"num_epochs_in_median": 1, "eval_loss_last": None})
+    assert "test error 1.39 % (last epoch)" in text
+    assert "last epoch 2.00 %, best" in text
+    assert "test loss not finite;" in text
+
+
+def test_outcome_of_an_earlier_version_is_shown():
+    text = outcome(Path("runs/digits"), OLD)
+    assert "990 steps, 126720 images seen, test error 1.39 % (median of the last up to 5" in text
+    assert len(text.splitlines()) == 2

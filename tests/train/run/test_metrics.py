@@ -20,7 +20,7 @@ from train.run.metrics import (
     Record,
     means,
     read_records,
-    top1_error_median_last5,
+    results,
 )
 from train.timeline import Timeline
 
@@ -165,31 +165,59 @@ def test_written_records_survive_a_kill_as_complete_lines(tmp_path: Path):
 
 def evaluated(steps_and_errors: list[tuple[int, float | None]]) -> list[Record]:
     return [
-        record_of(step) | ({} if error is None else {"eval/top1_error": error})
+        record_of(step)
+        | {"train/images_per_second": 1000.0 + step, "train/seconds": step / 10}
+        | ({} if error is None else {"eval/top1_error": error, "eval/loss": 2 * error})
         for step, error in steps_and_errors
     ]
+
+
+def score_of(records: list[Record]) -> float:
+    return results(records, ELEVEN_STEPS)["top1_error_median_last5"]
 
 
 def test_the_score_is_the_median_of_the_last_five_epochs():
     errors = [0.9, 0.01, 0.5, 0.1, 0.3, 0.2, 0.4]
     records = evaluated([(11 * (epoch + 1), error) for epoch, error in enumerate(errors)])
-    assert top1_error_median_last5(records, ELEVEN_STEPS) == 0.3  # of 0.5, 0.1, 0.3, 0.2 and 0.4
+    assert score_of(records) == 0.3  # of 0.5, 0.1, 0.3, 0.2 and 0.4
+    assert results(records, ELEVEN_STEPS)["num_epochs_in_median"] == 5
 
 
 def test_training_records_do_not_affect_the_score():
     records = evaluated([(10, None), (11, 0.2), (20, None), (22, 0.4), (30, None)])
-    assert top1_error_median_last5(records, ELEVEN_STEPS) == pytest.approx(0.3, rel=1e-12)
+    assert score_of(records) == pytest.approx(0.3, rel=1e-12)
 
 
 def test_only_the_last_evaluation_between_epochs_counts():
     # A run evaluates at its last step: the first one stopped at step 5, the second at step 25.
     records = evaluated([(5, 0.9), (11, 0.2), (22, 0.4), (25, 0.3)])
-    assert top1_error_median_last5(records, ELEVEN_STEPS) == 0.3  # of 0.2, 0.4 and 0.3
+    assert score_of(records) == 0.3  # of 0.2, 0.4 and 0.3
 
 
-def test_a_run_without_evaluations_has_no_score():
-    assert top1_error_median_last5(evaluated([(10, None)]), ELEVEN_STEPS) is None
-    assert top1_error_median_last5([], ELEVEN_STEPS) is None
+def test_the_results_of_a_short_run_say_what_they_cover():
+    records = evaluated([(10, None), (11, 0.2), (20, None), (22, 0.1), (33, 0.1), (44, 0.4)])
+    assert results(records, ELEVEN_STEPS) == {
+        "top1_error_median_last5": pytest.approx(0.15),
+        "num_epochs_in_median": 4,
+        "top1_error_last": 0.4,
+        "top1_error_best": 0.1,
+        "epoch_of_best": 3,  # the newest of equals
+        "eval_loss_last": 0.8,
+        "seconds": 4.4,
+        "images_per_second": 1021,  # the median, since the first step includes a start
+    }
+
+
+def test_the_top5_error_is_a_result_if_it_was_measured():
+    records = [record | {"eval/top5_error": 0.01} for record in evaluated([(11, 0.2)])]
+    assert results(records, ELEVEN_STEPS)["top5_error_last"] == 0.01
+
+
+def test_a_record_of_an_earlier_version_has_results():
+    """The run finished its training with a version that did not log these, and was killed."""
+    record = {"step": 11, "epoch": 1.0, "train/images_per_second": 9.0, "eval/top1_error": 0.2}
+    found = results([record], ELEVEN_STEPS)
+    assert (found["eval_loss_last"], found["seconds"]) == (None, 0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
@@ -198,7 +226,9 @@ def test_the_score_matches_numpys_median(errors: list[float]):
     records = evaluated([(7 * (epoch + 1), error) for epoch, error in enumerate(errors)])
     timeline = Timeline(digits().experiment, 7 * digits().experiment.batch_size)
     expected = np.median(errors[-5:])
-    assert top1_error_median_last5(records, timeline) == pytest.approx(expected, rel=1e-12)
+    found = results(records, timeline)
+    assert found["top1_error_median_last5"] == pytest.approx(expected, rel=1e-12)
+    assert found["num_epochs_in_median"] == min(len(errors), 5)
 
 
 def test_means_are_taken_over_parts_of_an_epoch():

@@ -330,7 +330,7 @@ def test_predictions_are_in_the_order_of_the_images(accumulation_steps: int, unr
     kernel = np.random.default_rng(3).normal(size=params["head"]["kernel"].shape)
     params["head"]["kernel"] = kernel.astype(np.float32)
     predictions = evaluate(network, Examples(*map(workers.to_devices, rows)))
-    labels, classes = jax.device_get(predictions)
+    labels, classes, losses = jax.device_get(predictions)
     assert classes.shape == (accumulation_steps, K * N // accumulation_steps, 5)
     np.testing.assert_array_equal(labels.reshape(-1), rows.labels)
 
@@ -339,8 +339,10 @@ def test_predictions_are_in_the_order_of_the_images(accumulation_steps: int, unr
     evaluate_alone = make_evaluation_step(one.experiment, NUM_CLASSES, alone)
     for first in range(0, K * N, N):
         part = Examples(*(alone.to_devices(x[first : first + N]) for x in rows))
-        expected = evaluate_alone(network, part).classes
-        np.testing.assert_array_equal(classes.reshape(-1, 5)[first : first + N], expected[0])
+        expected = evaluate_alone(network, part)
+        here = slice(first, first + N)
+        np.testing.assert_array_equal(classes.reshape(-1, 5)[here], expected.classes[0])
+        np.testing.assert_allclose(losses.reshape(-1)[here], expected.losses[0], rtol=1e-5)
     assert len(np.unique(classes[..., 0])) > 1
 
 
@@ -352,8 +354,9 @@ def test_network_with_non_finite_logits_predicts_no_class():
     network.params["head"]["bias"] = np.full(NUM_CLASSES, np.nan, np.float32)
     rows = Examples(*map(workers.to_devices, images_of_step(config, 0)))
     evaluate = make_evaluation_step(config.experiment, NUM_CLASSES, workers)
-    classes = evaluate(network, rows).classes
-    assert (np.asarray(classes) == NO_CLASS).all()
+    predictions = evaluate(network, rows)
+    assert (np.asarray(predictions.classes) == NO_CLASS).all()
+    assert np.isnan(predictions.losses).all()
 
 
 def test_accumulation_makes_one_update_per_step():
