@@ -163,6 +163,10 @@ class Machine:
     """Let a resumed run change --num-workers or --batch-size-per-worker. The learning rate is
     rescaled, and warmed up again if it rises."""
 
+    extend: bool = False
+    """Let a run, finished or stopped, continue with another --num-epochs and other --milestones.
+    Completed steps keep their learning rates, so milestones that have passed must stay."""
+
     on_nonfinite: OnNonfinite = "stop"
     """Reaction to a loss or gradient that is not finite: stop the run or skip the update."""
 

@@ -18,6 +18,7 @@ from train.plan import Plan
 from train.run.atomic import write_atomically
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.run.display import Display, outcome
+from train.run.extension import schedule_before
 from train.run.metrics import MetricsLog, results
 from train.run.predictions import predict, scores
 from train.run.report import Report
@@ -85,6 +86,10 @@ def run(
                 f"--workdir {workdir} holds a run that has no steps left for a batch size of "
                 f"{experiment.batch_size} after step {step}; a finished run cannot change"
             )
+        num_examples = len(dataset.train)
+        before = together(
+            lambda: schedule_before(config, timeline, checkpoints.phases, num_examples, step)
+        )
         display = stack.enter_context(Display(plan.last_step))
         for line in checkpoints.moved:
             display.say(line)
@@ -93,6 +98,11 @@ def run(
         if summary := finished(config, plan.last_step):
             display.say(f"already {outcome(workdir, summary)}")
             return DONE
+        if before is not None:
+            display.say(
+                f"--extend changes the schedule after step {step}. Before:\n{before.describe()}\n\n"
+                "From now on:"
+            )
         display.say(plan.describe())
 
         # Restore the state, or initialize it.

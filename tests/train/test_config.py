@@ -27,7 +27,7 @@ OTHER: dict[str, Any] = {
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
     "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
     "on_nonfinite": "skip", "max_nonfinite_steps": 3,
-    "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True,
+    "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True, "extend": True,
     "noise_scale": True, "allow_data_change": True, **CLUSTER,
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ CHANGEABLE_FIELDS = {
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
     "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
-    "seeds", "allow_batch_size_change", "allow_data_change", *CLUSTER,
+    "seeds", "allow_batch_size_change", "allow_data_change", "extend", *CLUSTER,
 }  # fmt: skip
 
 

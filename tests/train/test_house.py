@@ -62,6 +62,7 @@ ORDER = [
     "data.minibatches",
     "run.compilation_cache",
     "run.workdir",
+    "run.extension",
     "run.manifest",
     "run.checkpoint",
     "run.metrics",

@@ -89,7 +89,8 @@ def _check_experiment(config: Config, fingerprint: Fingerprint | None) -> list[s
             raise UsageError(
                 f"--workdir {workdir} holds another run: {'; '.join(differences)}; choose another "
                 "--workdir or repeat the experiment's flags. Only flags of machine and output may "
-                "change, such as --num-devices, and the batch size with --allow-batch-size-change"
+                "change, such as --num-devices, the batch size with --allow-batch-size-change, and "
+                "--num-epochs and --milestones with --extend"
             )
         return [] if saved is None else differing_data(config, fingerprint, saved)
     except OSError as error:
@@ -124,6 +125,8 @@ def differing_fields(config: Config, saved: str) -> list[str]:
     may_differ |= {FINGERPRINT, CHANGES}
     if config.machine.allow_batch_size_change:
         may_differ |= {"num_workers", "batch_size_per_worker"}
+    if config.machine.extend:
+        may_differ |= {"num_epochs", "milestones"}
     return [
         f"{flag(name)} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted((before.keys() | now.keys()) - may_differ)
@@ -189,6 +192,16 @@ def keep_config(
         short = before.short if before else None
         changes = [*changes, {"step": step, "before": short, "differences": list(differences)}]
     _write(config, fingerprint, changes)
+
+
+def recorded_config(workdir: Path) -> Config | None:
+    """The configuration with which the run last started or resumed; None for a new workdir.
+
+    Raises:
+        ValueError: if config.json is not the configuration of a run.
+    """
+    path = workdir / "config.json"
+    return Config.from_json(path.read_text()) if path.exists() else None
 
 
 def _write(config: Config, fingerprint: Fingerprint | None, changes: list[JsonObject]) -> None:

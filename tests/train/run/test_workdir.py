@@ -85,8 +85,8 @@ def test_another_run_is_refused_with_all_differing_fields(digits_config: MakeCon
     assert str(error.value) == (
         f"--workdir {config.output.workdir} holds another run: --num-workers was 8 and is now 16; "
         "--seed was 0 and is now 1; choose another --workdir or repeat the experiment's flags. "
-        "Only flags of machine and output may change, such as --num-devices, and the batch size "
-        "with --allow-batch-size-change"
+        "Only flags of machine and output may change, such as --num-devices, the batch size with "
+        "--allow-batch-size-change, and --num-epochs and --milestones with --extend"
     )
     assert (config.output.workdir / "config.json").read_text() == before
 
