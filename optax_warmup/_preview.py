@@ -238,7 +238,8 @@ def write_png(curves: Mapping[str, Curve], file: str, *, log: bool) -> None:
     axes = figure.subplots()
     for i, (name, (epochs, rates)) in enumerate(curves.items()):
         # Lower curves are wider, so that curves that coincide are all visible.
-        axes.plot(epochs, rates, label=name, linewidth=1.5 + 1.6 * (len(curves) - 1 - i))
+        width = 1.5 + 1.6 * (len(curves) - 1 - i)
+        axes.plot(epochs, rates, label=name, linewidth=width, drawstyle="steps-post")
     axes.set(xlabel="epoch", ylabel="learning rate", yscale="log" if log else "linear")
     axes.margins(x=0.01)
     axes.grid(alpha=0.3)

@@ -113,6 +113,20 @@ def test_png(cli, tmp_path):
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_png_has_steps(cli, tmp_path, monkeypatch):
+    """With two steps per epoch a drop would otherwise be a slope over half an epoch."""
+    figures = []
+    monkeypatch.setattr(
+        pytest.importorskip("matplotlib.figure").Figure,
+        "savefig",
+        lambda self, *_, **__: figures.append(self),
+    )
+    words = ("--num-examples", "16384", "--num-epochs", "9", "--milestones", "6")
+    assert cli(*words, "--png", str(tmp_path / "rates.png"))[0] == 0
+    (line,) = figures[0].axes[0].lines
+    assert line.get_drawstyle() == "steps-post"
+
+
 def test_json_round_trip(cli, tmp_path):
     code, out, _ = cli(*SMALL, "--json")
     assert code == 0

@@ -1,14 +1,16 @@
 """Predictions for TPU slices and GPU clusters, without the hardware."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from train.planning.cost_model import AllReduce, Schedule
-from train.planning.prediction import base_of, predict_slice
+from train.planning.prediction import base_of, draw, predict_slice
 from train.pod import main
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
@@ -74,6 +76,18 @@ def test_efficiency_compares_images_per_second_per_chip():
     small, large = predicted("v5e:2x4", reduction), predicted("v5e:4x8", reduction)
     assert base_of([large, small]) is small
     assert large.efficiency(small) == pytest.approx((3 + 7) / (3 + 7.75))
+
+
+@pytest.mark.parametrize("num_bytes", [8_000, 8_000_000_000])
+def test_the_plot_has_room_for_any_efficiency(num_bytes: int):
+    reduction = AllReduce(num_bytes, 0, None)
+    predictions = [predicted(name, reduction, overlap=0.9) for name in ("v5e:2x4", "v5e:16x16")]
+    slower = dataclasses.replace(predictions[1], exposed_seconds=100 * num_bytes / 1e9)
+    axes = draw([predictions[0], slower], kind="v5e", title="t").axes[0]
+    bottom, top = axes.get_ylim()
+    assert bottom <= 80
+    for line in axes.lines:
+        assert all(bottom < y < top for y in np.asarray(line.get_ydata()))
 
 
 def test_gpus_are_predicted_from_a_measured_step(

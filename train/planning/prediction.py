@@ -201,7 +201,8 @@ def draw(predictions: list[Prediction], *, kind: str, title: str) -> Figure:
     axes.plot([BASE, 256], [100, 100 * PAPER_EFFICIENCY], "o--", color="tab:gray",
               label="the paper's GPUs, about 90 %")  # fmt: skip
     shown = [p for p in predictions if p.num_devices >= BASE]
-    axes.plot([p.num_devices for p in shown], [100 * p.efficiency(base) for p in shown], "o-",
+    efficiencies = [100 * p.efficiency(base) for p in shown]
+    axes.plot([p.num_devices for p in shown], efficiencies, "o-",
               color="tab:blue", label=f"{kind}, predicted")  # fmt: skip
     ticks = [BASE * 2**power for power in range(int(math.log2(last / BASE)) + 1)]
     axes.set_xscale("log", base=2)
@@ -210,7 +211,7 @@ def draw(predictions: list[Prediction], *, kind: str, title: str) -> Figure:
     axes.set(
         xlabel="devices",
         ylabel=f"efficiency against {BASE} devices (%)",
-        ylim=(80, None),
+        ylim=(min(80, 0.95 * min(efficiencies)), None),
         title=title,
     )
     axes.grid(alpha=0.3)
