@@ -19,6 +19,7 @@ from train.run.atomic import write_atomically
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
 from train.run.display import Display, outcome
 from train.run.extension import schedule_before
+from train.run.manifest import version_change
 from train.run.metrics import MetricsLog, results
 from train.run.predictions import predict, scores
 from train.run.report import Report
@@ -116,6 +117,8 @@ def run(
                 state = transplant(network, into=state)
         if step:
             display.say(f"resuming after step {step}")
+            if change := version_change(folder / str(step)):
+                display.say(change)
         log = stack.enter_context(contextlib.closing(MetricsLog(workdir, step)))
         if differences and step >= timeline.num_steps:
             raise UsageError(

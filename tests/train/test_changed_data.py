@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import optax
 import pytest
 
 from train.__main__ import main
@@ -300,6 +301,22 @@ def test_the_config_is_that_of_the_last_command_that_trained(pets: Pets, train: 
     assert main(pets.flags("--num-steps", "3", "--prefetch-steps", "5")) == 0
     assert main(pets.flags("--seed", "1")) == 2
     assert (pets.workdir / "config.json").read_text() == written
+
+
+def test_a_checkpoint_of_other_versions_is_reported(
+    pets: Pets, train: Main, capsys: pytest.CaptureFixture[str]
+):
+    assert "other versions" not in train("--num-steps", "2")
+    path = pets.workdir / "checkpoints" / "2" / "manifest.json"
+    path.write_text(path.read_text().replace(optax.__version__, "0.0.1"))
+    line = f"was written with other versions: optax 0.0.1 (now {optax.__version__})\n"
+    assert evaluate(["--workdir", str(pets.workdir)]) == 0
+    assert capsys.readouterr().out.startswith(f"checkpoint 2 {line}")
+    said = train("--num-steps", "3")
+    assert f"resuming after step 2\ncheckpoint 2 {line}" in said
+    assert "other versions" not in train("--num-steps", "4")
+    for step, number in ((2, 2), (4, 4)):  # each checkpoint holds the configuration that wrote it
+        assert pets.manifest(step)["config"]["num_steps"] == number
 
 
 def test_evaluation_on_other_data_is_an_error_unless_it_is_allowed(

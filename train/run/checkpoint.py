@@ -34,6 +34,7 @@ from train.run.manifest import (
     move_corrupt,
     newest_first,
     read_manifest,
+    version_change,
     write_manifest,
 )
 from train.step.network import Network, Tree
@@ -73,8 +74,7 @@ class Checkpoints:
     ) -> None:
         self._folder = epath.Path(folder)
         self._config = recorded_with(json.loads(config.to_json()), fingerprint)
-        self._pending: _Pending | None = None
-        self._best = _Best()
+        self._pending, self._best = None, _Best()
         self.moved: list[str] = []
         if jax.process_index() == 0:  # the others block on it when they create the manager
             self.moved = move_corrupt(self._folder)
@@ -225,7 +225,7 @@ def load_network(
     Args:
         path: a run's workdir, or `checkpoints/STEP` in one.
         workers: layout over the devices; the network is replicated.
-        say: called with a line for each newer checkpoint that is corrupt.
+        say: called with a line for each newer checkpoint that is corrupt, and for other versions.
 
     Returns:
         The number of completed updates, and the network.
@@ -242,6 +242,8 @@ def load_network(
         raise UsageError(f"{path} has no checkpoint")
     for checkpoint in checkpoints:
         if not (reason := corruption(checkpoint)):
+            if change := version_change(checkpoint):
+                say(change)
             return int(checkpoint.name), _load_network(checkpoint, workers)
         say(f"{checkpoint} is corrupt: {reason}")
     raise UsageError(f"{path} has no intact checkpoint")
@@ -290,10 +292,9 @@ def _to_tree(state: TrainState) -> JsonObject:
 
 
 def _from_tree(tree: Tree) -> TrainState:
-    network = Network(params=tree["params"], batch_stats=tree["batch_stats"])
     return TrainState(
         step=tree["step"],
-        network=network,
+        network=Network(params=tree["params"], batch_stats=tree["batch_stats"]),
         opt_state=tree["opt_state"],
         noise_scale=tree.get("noise_scale"),
     )

@@ -9,9 +9,11 @@ import importlib.metadata
 import json
 import re
 import sys
+from pathlib import Path
 
 from etils import epath
 
+import optax_warmup
 from train.config import JsonObject
 
 MANIFEST = "manifest.json"
@@ -26,8 +28,8 @@ PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax", "grain", "orbax-checkpoin
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run's numbers depend on, by name."""
-    python = {"python": sys.version.split()[0]}
-    return python | {name: importlib.metadata.version(name) for name in PACKAGES}
+    own = {"python": sys.version.split()[0], "optax-warmup": optax_warmup.__version__}
+    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def write_manifest(checkpoint: epath.Path, config: JsonObject) -> None:
@@ -44,6 +46,24 @@ def write_manifest(checkpoint: epath.Path, config: JsonObject) -> None:
 def read_manifest(checkpoint: epath.Path) -> dict[str, JsonObject]:
     """The manifest of an intact checkpoint."""
     return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def version_change(checkpoint: epath.Path | Path) -> str:
+    """How the versions here differ from those that wrote an intact checkpoint.
+
+    Returns:
+        One line with each package that differs; empty if there is none.
+    """
+    checkpoint, now = epath.Path(checkpoint), versions()
+    written = read_manifest(checkpoint).get("versions", {})
+    changes = [
+        f"{name} {version} (now {now[name]})"
+        for name, version in written.items()
+        if name in now and version != now[name]
+    ]
+    if not changes:
+        return ""
+    return f"checkpoint {checkpoint.name} was written with other versions: {', '.join(changes)}"
 
 
 def corruption(checkpoint: epath.Path) -> str:

@@ -17,11 +17,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+import optax_warmup
 from train.config import Config
 from train.data.fingerprint import Fingerprint, recorded_in
 from train.errors import UsageError
 from train.recipes import digits
 from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
+from train.run.manifest import version_change
 from train.step.network import Network
 from train.step.optimizer import make_optimizer
 from train.step.state import TrainState
@@ -136,6 +138,26 @@ def test_manifest_has_the_configuration_and_the_versions(tmp_path: Path):
     assert Config.from_json(json.dumps(manifest["config"])) == digits()
     assert manifest["versions"]["jax"] == jax.__version__
     assert manifest["versions"]["orbax-checkpoint"] == ocp.__version__
+    assert manifest["versions"]["optax-warmup"] == optax_warmup.__version__
+
+
+def test_other_versions_are_reported_with_both_numbers(copy: Path):
+    path = copy / "9" / "manifest.json"
+    assert version_change(path.parent) == ""
+    manifest = json.loads(path.read_text())
+    manifest["versions"] |= {"jax": "0.1.2", "python": "2.7.18", "a package of the past": "1"}
+    path.write_text(json.dumps(manifest))
+    line = (
+        f"checkpoint 9 was written with other versions: python 2.7.18 (now "
+        f"{sys.version.split()[0]}), jax 0.1.2 (now {jax.__version__})"
+    )
+    assert version_change(path.parent) == line
+    said: list[str] = []
+    load_network(copy.parent, make_workers(digits(), jax.devices()[:2]), said.append)
+    assert said == [line]
+    del manifest["versions"]
+    path.write_text(json.dumps(manifest))
+    assert version_change(path.parent) == ""
 
 
 def test_existing_checkpoint_is_not_overwritten(tmp_path: Path):
