@@ -11,7 +11,7 @@ import sys
 import jax
 
 from train import command_line
-from train.errors import RunError
+from train.errors import RunError, UsageError
 from train.planning.memory import (
     MINIBATCHES_AHEAD,
     StepMemory,
@@ -54,6 +54,13 @@ def _search(options: Options) -> int:
         limit, source = options.memory_bytes, "--memory-bytes"
     else:
         limit, source = memory_of(devices[0], len(devices))
+    data, k = options.data(), len(devices) * options.workers_per_device
+    bound = sys.maxsize - 1 if data.num_images is None else data.num_images // k
+    if bound == 0:
+        raise UsageError(
+            f"{data.name} has {data.num_images} training images, fewer than the {k} workers; use a "
+            "smaller --workers-per-device"
+        )
     tried: dict[int, StepMemory] = {}
     print(
         f"{options.workers_per_device} worker(s) on each of {len(devices)} device(s); limit: "
@@ -65,7 +72,7 @@ def _search(options: Options) -> int:
     def num_bytes(n: int) -> float:
         config = options.config_for(len(devices), n)
         try:
-            _, memory = compile_step(config, options.num_classes, lambda _: 0.1, devices)
+            _, memory = compile_step(config, data.num_classes, lambda _: 0.1, devices)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):  # the TPU compiler's out-of-memory
                 raise
@@ -77,7 +84,14 @@ def _search(options: Options) -> int:
         print("".join(f"{cell:>15}" for cell in (n, *map(gigabytes, sizes))), flush=True)
         return memory.training
 
-    n = largest_that_fits(num_bytes, limit)
+    n = largest_that_fits(num_bytes, limit, bound)
+    if n == bound:
+        print(
+            f"n = {n} is the largest: {data.name} has {data.num_images} training images for k = "
+            f"{k} worker(s). The data set is the bound, not the memory, of which "
+            f"{gigabytes(limit - tried[n].training)} are to spare."
+        )
+        return 0
     more = tried.get(n + 1)
     reason = f"{gigabytes(more.training - limit)} too much" if more else "more than there is"
     if n == 0:

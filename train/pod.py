@@ -122,11 +122,21 @@ def main(args: list[str]) -> int:
     def command() -> int:
         options = command_line.parse_options(Options, args, PROG)
         stay_off_devices()
+        data = options.data()
         if options.step_seconds is None:
-            kind, assumptions, predictions = _predict_tpus(options)
+            kind, assumptions, predictions = _predict_tpus(options, data.num_classes)
         else:
-            kind, assumptions, predictions = _predict_gpus(options, options.step_seconds)
+            kind, assumptions, predictions = _predict_gpus(
+                options, data.num_classes, options.step_seconds
+            )
         print(table(assumptions, predictions))
+        for p in predictions:
+            kn = p.num_workers * p.batch_size_per_worker
+            if data.num_images is not None and kn > data.num_images:
+                print(
+                    f"{p.name}: no such run is possible, since its minibatch of {kn} images is "
+                    f"larger than the {data.num_images} training images of {data.name}"
+                )
         config = options.config(1)
         options.out.mkdir(parents=True, exist_ok=True)
         report = to_json(config, {**assumptions, "overlap": options.overlap}, predictions)
@@ -142,7 +152,9 @@ def main(args: list[str]) -> int:
     return command_line.run(PROG, command)
 
 
-def _predict_tpus(options: Options) -> tuple[str, dict[str, float], list[Prediction]]:
+def _predict_tpus(
+    options: Options, num_classes: int
+) -> tuple[str, dict[str, float], list[Prediction]]:
     kinds = {name.partition(":")[0] for name in options.topology}
     [kind] = kinds if len(kinds) == 1 else [""]
     if kind not in CHIPS:
@@ -164,7 +176,7 @@ def _predict_tpus(options: Options) -> tuple[str, dict[str, float], list[Predict
         print(f"compiling for {name}: minutes", flush=True)
         config = options.config(len(devices))
         schedule = config.experiment.large_minibatch_recipe(NUM_EXAMPLES).schedule()
-        program, memory = compile_step(config, options.num_classes, schedule, devices)
+        program, memory = compile_step(config, num_classes, schedule, devices)
         prediction = predict_slice(
             name, read_schedule(program.as_text() or ""), memory.step, assumptions,
             workers_per_device=options.workers_per_device,
@@ -176,7 +188,7 @@ def _predict_tpus(options: Options) -> tuple[str, dict[str, float], list[Predict
 
 
 def _predict_gpus(
-    options: Options, step_seconds: float
+    options: Options, num_classes: int, step_seconds: float
 ) -> tuple[str, dict[str, float], list[Prediction]]:
     assumptions: dict[str, float] = {
         "step_seconds": step_seconds,
@@ -189,7 +201,7 @@ def _predict_gpus(
     config = options.config(1)
     workers = make_workers(config, jax.devices()[:1])
     optimizer = make_optimizer(lambda _: 0.1)
-    state = abstract_state(config.experiment, options.num_classes, optimizer, workers)
+    state = abstract_state(config.experiment, num_classes, optimizer, workers)
     # Gradients and statistics are all-reduced in float32.
     num_bytes = sum(4 * x.size for x in jax.tree.leaves(state.network))
     predictions = []

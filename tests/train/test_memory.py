@@ -2,10 +2,13 @@
 
 import math
 import re
+import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
+from train.data.dataset import size_of
 from train.memory import Options, main
 from train.planning.memory import compile_step, largest_that_fits, memory_of
 from train.step.optimizer import make_optimizer
@@ -40,6 +43,20 @@ def test_largest_n_is_found_if_bytes_jump_or_are_unknown():
 
     assert largest_that_fits(num_bytes, 1000) == 44
     assert len(tried) <= 7
+
+
+@pytest.mark.parametrize("bound", [1, 20, 32, 33, 1437])
+def test_no_n_beyond_the_bound_is_tried(bound: int):
+    tried: list[int] = []
+
+    def num_bytes(n: int) -> float:
+        tried.append(n)
+        return 100 + n
+
+    assert largest_that_fits(num_bytes, 10**9, bound) == bound
+    assert max(tried) == bound
+    assert len(tried) <= 4
+    assert largest_that_fits(num_bytes, 110, bound) == min(bound, 10)
 
 
 def test_step_memory_has_state_minibatch_and_activations():
@@ -78,6 +95,12 @@ def test_the_command_reports_the_largest_n_and_the_reason(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
+        (
+            ["--workers-per-device", "200"],
+            2,
+            "digits has 1437 training images, fewer than the 1600",
+        ),
+        (["--dataset", "nothing"], 2, "--dataset nothing is not prepared"),
         (["--memory-bytes", "1000"], 1, "not even n = 1 fits"),
         (["--workers-per-device", "0"], 2, "--workers-per-device is 0"),
         (["--num-devices", "0"], 2, "--num-devices is 0; it must be at least 1"),
@@ -91,6 +114,37 @@ def test_impossible_requests_are_reported_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
+
+
+def test_the_data_set_bounds_n(capfd: pytest.CaptureFixture[str]):
+    """Without a bound the compiler would take seconds for each n, and ask to file a bug."""
+    assert main(["digits", "--memory-bytes", str(10**11)]) == 0
+    said = capfd.readouterr()
+    assert "n = 179 is the largest: digits has 1437 training images for k = 8 worker(s)" in said.out
+    assert "The data set is the bound, not the memory" in said.out
+    assert "file a bug" not in said.err
+
+
+def test_a_large_minibatch_compiles_quietly(capfd: pytest.CaptureFixture[str]):
+    options = Options(recipe="digits")
+    compile_step(options.config_for(1, 300_000), 10, lambda _: 0.1, jax.devices()[:1])
+    assert "file a bug" not in capfd.readouterr().err
+
+
+def test_classes_and_images_are_those_of_the_data_set(digits_dir: Path):
+    assert Options(recipe="digits").data() == ("digits", 10, 1437)
+    assert Options(recipe="imagenet", data_dir=digits_dir).data()[1:] == (1000, 1_281_167)
+    assert Options(recipe="tfds").data() == ("", 1000, None)
+    prepared = Options(recipe="tfds", dataset="digits", data_dir=digits_dir, num_classes=3)
+    assert prepared.data() == ("digits", 3, 1437)
+
+
+def test_the_size_of_a_prepared_data_set_is_read(digits_dir: Path, tmp_path: Path):
+    shutil.copytree(digits_dir / "digits", tmp_path / "fashion_mnist")
+    [info] = (tmp_path / "fashion_mnist").glob("*/dataset_info.json")
+    info.write_text(info.read_text().replace('"digits"', '"fashion_mnist"'))
+    assert size_of("fashion_mnist", digits_dir) == (10, 60_000)  # known, but not prepared there
+    assert size_of("fashion_mnist", tmp_path) == (10, 1437)
 
 
 def test_simulated_devices_share_the_machines_memory():

@@ -111,6 +111,22 @@ def test_gpus_are_predicted_from_a_measured_step(
     assert "efficiency from 8" in capsys.readouterr().out
 
 
+def test_a_minibatch_larger_than_the_data_set_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    args = ["--step-seconds", "0.1", "--num-gpus", "32", "64", "--out", str(tmp_path)]
+    assert main(["digits", *args]) == 0
+    said = capsys.readouterr().out
+    assert "32 GPUs: no such run" not in said
+    assert (
+        "64 GPUs: no such run is possible, since its minibatch of 2048 images is larger than the "
+        "1437 training images of digits"
+    ) in said
+    # The network has digits' ten classes.
+    eight = json.loads((tmp_path / "pod.json").read_text())["predictions"][0]
+    assert eight["reduced_bytes"] == pytest.approx(4 * 78_000, rel=0.05)
+
+
 @pytest.mark.skipif(not HAS_COMPILER, reason="the TPU compiler is missing: the extra `pod`")
 def test_a_step_is_compiled_for_a_slice(tmp_path: Path):
     """Takes a minute."""

@@ -13,6 +13,7 @@ import optax
 
 from train.config import Config
 from train.errors import UsageError
+from train.run.workarounds import QUIET_COMPILATION
 from train.step.examples import abstract_minibatch
 from train.step.optimizer import make_optimizer
 from train.step.state import abstract_state
@@ -53,7 +54,9 @@ def compile_step(
     state = abstract_state(experiment, num_classes, optimizer, workers)
     minibatch = abstract_minibatch(experiment, workers)
     train_step = make_train_step(experiment, num_classes, optimizer, workers)
-    program = train_step.lower(state, minibatch).compile()
+    # Only a CPU has memory for minibatches so large that they raise the alarm.
+    options = QUIET_COMPILATION if devices[0].platform == "cpu" else None
+    program = train_step.lower(state, minibatch).compile(compiler_options=options)
     memory = program.memory_analysis()
     assert memory is not None
     minibatch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(minibatch))
@@ -68,7 +71,9 @@ def compile_step(
     )
 
 
-def largest_that_fits(num_bytes: Callable[[int], float], limit: int) -> int:
+def largest_that_fits(
+    num_bytes: Callable[[int], float], limit: int, bound: int = sys.maxsize - 1
+) -> int:
     """Find the largest n that needs at most `limit` bytes, in few calls.
 
     Bytes grow almost linearly with n. The line through the two sizes nearest to the limit gives
@@ -78,12 +83,13 @@ def largest_that_fits(num_bytes: Callable[[int], float], limit: int) -> int:
     Args:
         num_bytes: bytes needed for n; `inf` if the compiler only reports out-of-memory.
         limit: available bytes.
+        bound: largest n to consider.
 
     Returns:
-        n; 0 if not even 1 fits.
+        n, at most `bound`; 0 if not even 1 fits.
     """
     known: dict[int, float] = {}
-    fits, too_large, n = 0, sys.maxsize, FIRST
+    fits, too_large, n = 0, bound + 1, min(FIRST, bound)
     while too_large - fits > 1:
         known[n] = num_bytes(n)
         if known[n] <= limit:
@@ -99,7 +105,8 @@ def largest_that_fits(num_bytes: Callable[[int], float], limit: int) -> int:
                 n = one + int((limit - known[one]) // slope)
         n = max(n, fits + 1)
         if n >= too_large:
-            n = too_large - 1 if known[too_large] < math.inf else (fits + too_large) // 2
+            is_line = known.get(too_large, 0.0) < math.inf  # the bound itself is never compiled
+            n = too_large - 1 if is_line else (fits + too_large) // 2
     return fits
 
 

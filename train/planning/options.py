@@ -1,13 +1,24 @@
 """Flags of the commands that compile a training step without running it."""
 
 import dataclasses
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
 from train.config import Config, Model
+from train.data.dataset import size_of
 from train.errors import UsageError, flag
 from train.recipes import RECIPES
+
+
+class Data(NamedTuple):
+    """The data set of a step, as far as it matters for the compiler."""
+
+    name: str
+    num_classes: int
+    num_images: int | None
+    """Training images; None if no data set was named."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +40,14 @@ class StepOptions:
     image_size: int | None = None
     """Side of the network's input, in pixels. Default: the recipe's."""
 
-    num_classes: int = 1000
-    """Number of classes."""
+    dataset: str | None = None
+    """Data set with the classes and the images. Default: the recipe's."""
+
+    data_dir: Path | None = None
+    """Folder of prepared data sets. Default: that of tensorflow-datasets."""
+
+    num_classes: int | None = None
+    """Number of classes. Default: those of the data set, else 1000."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype of the network. Default: the recipe's."""
@@ -38,8 +55,19 @@ class StepOptions:
     def __post_init__(self) -> None:
         """Check what `Config` does not."""
         for name in ("workers_per_device", "num_classes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{flag(name)} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{flag(name)} is {value}; it must be at least 1")
+
+    def data(self) -> Data:
+        """What the step depends on, and what bounds its minibatch.
+
+        Raises:
+            UsageError: if --dataset is neither known nor prepared.
+        """
+        name = self.dataset or RECIPES[self.recipe]().experiment.dataset
+        num_classes, num_images = size_of(name, self.data_dir) if name else (1000, None)
+        return Data(name, self.num_classes or num_classes, num_images)
 
     def config_for(self, num_devices: int, batch_size_per_worker: int) -> Config:
         """The run on a number of devices with a number of images per worker."""
