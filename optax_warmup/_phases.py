@@ -14,7 +14,7 @@ from optax_warmup import _checks, _json
 from optax_warmup._epochs import epochs_to_steps
 from optax_warmup._phase import BatchSizePhase
 from optax_warmup._scaling import linear_scaling, sqrt_scaling
-from optax_warmup._table import rate_table
+from optax_warmup._table import rate_table, wrapped
 from optax_warmup._warmup import Schedule, gradual_warmup, sequence
 
 Scaling = Literal["linear", "sqrt"]
@@ -178,12 +178,16 @@ class BatchSizePhases:
         ]
         return sequence(parts, self.boundaries)
 
-    def describe(self, *, epoch_of: Callable[[int], float] | None = None) -> str:
+    def describe(
+        self, *, epoch_of: Callable[[int], float] | None = None, width: int | None = None
+    ) -> str:
         """Summary and table of learning rates, to print before training.
 
         Args:
           epoch_of: function from a number of updates to the epochs completed by them; None counts
             `num_examples // batch_size` updates per epoch in each phase.
+          width: columns of the terminal, to break lines between words and to leave the epochs out
+            of a table that is too wide. None for lines of any length.
         """
         epoch_of = self._epochs_after if epoch_of is None else epoch_of
         lines: list[str] = []
@@ -204,7 +208,7 @@ class BatchSizePhases:
             f"length          {self.num_steps} steps = {epoch_of(self.num_steps):g} epochs",
             "",
         ]
-        return "\n".join([*lines, *rate_table(self.schedule(), rows, epoch_of)])
+        return wrapped([*lines, *rate_table(self.schedule(), rows, epoch_of, width)], width)
 
     def to_json(self) -> str:
         """The phases as a JSON object with the version of the format."""

@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from optax_warmup._recipe import LargeMinibatchRecipe
 
 PAPER: dict[str, Any] = {"num_examples": 1281167, "num_workers": 256}
 MARKS = "*o+x#@%&"
+LEFT_OF_CHART = 11  # columns for the labels of its vertical axis
 FIELDS = [field.name for field in dataclasses.fields(LargeMinibatchRecipe)]
 
 EXAMPLES = """examples:
@@ -45,9 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(recipe.to_json() for recipe in recipes.values()))
             return 0
         curves = {name: _curve(recipe) for name, recipe in recipes.items()}
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for name, recipe in recipes.items():
-            print(f"== {name}\n{recipe.describe()}\n")
-        print(chart(curves, options.width, options.height, log=options.log))
+            print(f"== {name}\n{recipe.describe(width=columns)}\n")
+        width = options.width or max(10, min(72, (columns or 80) - LEFT_OF_CHART))
+        print(chart(curves, width, options.height, log=options.log))
         if options.csv:
             write_csv(recipes, options.csv)
             print(f"\nwrote {options.csv}")
@@ -106,17 +110,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", metavar="FILE", help="write the learning rate of every step")
     parser.add_argument("--json", action="store_true", help="print only the recipes, as JSON")
     parser.add_argument("--log", action="store_true", help="use a logarithmic axis")
-    parser.add_argument("--width", type=int, default=72, help="columns of the chart (72)")
+    parser.add_argument(
+        "--width", type=int, help="columns of the chart (72, or fewer in a narrow terminal)"
+    )
     parser.add_argument("--height", type=int, default=16, help="rows of the chart (16)")
     return parser
 
 
 def _recipes(options: argparse.Namespace) -> dict[str, LargeMinibatchRecipe]:
     """The recipes to show, by their names in the output."""
-    if not (10 <= options.width <= 500 and 4 <= options.height <= 200):
+    width = 72 if options.width is None else options.width
+    if not (10 <= width <= 500 and 4 <= options.height <= 200):
         raise ValueError(
             "--width must be from 10 to 500 and --height from 4 to 200, "
-            f"got {options.width} and {options.height}"
+            f"got {width} and {options.height}"
         )
     given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     changes = {name: _value(name, text) for name, text in given.items()}

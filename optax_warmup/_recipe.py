@@ -14,7 +14,7 @@ from optax_warmup import _checks, _json
 from optax_warmup._decay import warmup_piecewise_decay
 from optax_warmup._epochs import epochs_to_steps
 from optax_warmup._scaling import linear_scaling
-from optax_warmup._table import rate_table
+from optax_warmup._table import rate_table, wrapped
 from optax_warmup._warmup import Schedule, constant_warmup
 
 Warmup = Literal["auto", "none", "constant", "gradual"]
@@ -192,8 +192,13 @@ class LargeMinibatchRecipe:
         decay = warmup_piecewise_decay(peak, peak, 0, scales, dtype=dtype)
         return constant_warmup(init, steps, decay, dtype=dtype)
 
-    def describe(self) -> str:
-        """Summary and table of learning rates, to print before training."""
+    def describe(self, *, width: int | None = None) -> str:
+        """Summary and table of learning rates, to print before training.
+
+        Args:
+          width: columns of the terminal, to break lines between words and to leave the epochs out
+            of a table that is too wide. None for lines of any length.
+        """
         epoch = self.steps_per_epoch
         kind, warmup = self.resolved_warmup, self.warmup_steps
         rows: list[tuple[str, int]] = [("first step", 0)]
@@ -216,14 +221,14 @@ class LargeMinibatchRecipe:
             + (" (auto)" if self.warmup == "auto" else ""),
             f"length          {self.num_steps} steps = {self.num_epochs:g} epochs x {epoch} steps",
             "",
-            *rate_table(self.schedule(), rows, lambda step: step / epoch),
+            *rate_table(self.schedule(), rows, lambda step: step / epoch, width),
         ]
         never = [m for m, s in zip(self.milestones, self.milestone_steps, strict=True)
                  if s >= self.num_steps]  # fmt: skip
         if never:
             names = ", ".join(f"{epoch:g}" for epoch in never)
             lines += [f"never reached: milestones at epochs {names}"]
-        return "\n".join(lines)
+        return wrapped(lines, width)
 
     def to_json(self) -> str:
         """The recipe as a JSON object with the version of the format."""

@@ -15,6 +15,7 @@ from train.plan import make_plan
 from train.run.checkpoint import load_network
 from train.run.compilation_cache import keep_compiled
 from train.run.predictions import predict, scores
+from train.run.terminal import terminal_width, wrapped
 from train.run.workdir import differing_data
 from train.step.evaluation import make_evaluation_step
 from train.step.workers import make_workers
@@ -100,10 +101,11 @@ def _evaluate(options: Options) -> int:
     for name in ("top1", "top5"):
         if (error := found.get(f"eval/{name}_error")) is not None:
             parts.append(f"top-{name[-1]} error {100 * error:.2f} %")
-    print(
+    line = (
         f"step {num_updates}: {', '.join(parts)} on all {found['eval/num_examples']} test images "
         f"of {dataset.name}; predictions: {path}"
     )
+    print(wrapped(line, terminal_width()))
     return 0
 
 

@@ -27,6 +27,7 @@ from train.data.records import Dataset, Records
 from train.errors import DataError, UsageError
 from train.plan import Plan, make_plan
 from train.run.fonts import drawable
+from train.run.terminal import terminal_width, wrapped
 from train.step.examples import Examples
 from train.step.workers import make_workers
 
@@ -56,10 +57,11 @@ def main(args: list[str]) -> int:
         workdir = config.output.workdir
         path = workdir / "inspect.png"
         dataset = open_dataset(config)
-        print(
+        line = (
             f"inspecting {dataset.name}: {len(dataset.train)} training and "
             f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes"
         )
+        print(wrapped(line, terminal_width()))
         counts = {
             split: class_counts(dataset, split, config.experiment.seed)
             for split in ("train", dataset.evaluation_split)
@@ -114,10 +116,11 @@ def _print_table(dataset: Dataset, counts: dict[str, np.ndarray], data_dir: Path
     )
     if folder is not None:
         where = f" --data-dir {data_dir}" if data_dir else ""
-        print(
+        line = (
             f"{dataset.name} is not verified: images that cannot be decoded will stop training; "
             f"'python -m train.prepare verify {dataset.name}{where}' finds them"
         )
+        print(wrapped(line, terminal_width()))
 
 
 def draw(dataset: Dataset, config: Config, counts: Mapping[str, np.ndarray]) -> Figure:

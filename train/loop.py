@@ -24,6 +24,7 @@ from train.run.metrics import MetricsLog, results
 from train.run.predictions import predict, scores
 from train.run.report import Report
 from train.run.seeds import score_in_words, score_of_seeds
+from train.run.terminal import terminal_width, wrapped
 from train.run.workdir import (
     claim,
     delete_summary,
@@ -100,11 +101,9 @@ def run(
             display.say(f"already {outcome(workdir, summary)}")
             return DONE
         if before is not None:
-            display.say(
-                f"--extend changes the schedule after step {step}. Before:\n{before.describe()}\n\n"
-                "From now on:"
-            )
-        display.say(plan.describe())
+            display.say(f"--extend changes the schedule after step {step}. Before:")
+            display.say(f"{before.describe(display.width)}\n\nFrom now on:")
+        display.say(plan.describe(display.width))
 
         # Restore the state, or initialize it.
         transformation = optimizer(timeline.schedule(), experiment.optimizer)
@@ -207,5 +206,6 @@ def run_seeds(config: Config) -> int:
     if jax.process_index() == 0:
         score = score_of_seeds(summaries)
         write_atomically(workdir / "seeds.json", json.dumps(score, indent=2) + "\n")
-        print(f"{score_in_words(score)}: {workdir / 'seeds.json'}")
+        line = f"{score_in_words(score)}: {workdir / 'seeds.json'}"
+        print(wrapped(line, terminal_width()))
     return DONE

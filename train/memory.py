@@ -21,8 +21,10 @@ from train.planning.memory import (
     memory_of,
 )
 from train.planning.options import StepOptions
+from train.run.terminal import terminal_width, wrapped
 
 PROG = "python -m train.memory"
+COLUMN = 15  # characters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,22 @@ def _search(options: Options) -> int:
             "smaller --workers-per-device"
         )
     tried: dict[int, StepMemory] = {}
-    print(
+    width = terminal_width()
+
+    def say(line: str) -> None:
+        print(wrapped(line, width))
+
+    def row(*cells: object) -> None:
+        """Print a row of the table; a narrow terminal gets only its first and last column."""
+        is_narrow = width is not None and width < COLUMN * len(cells)
+        shown = (cells[0], cells[-1]) if is_narrow else cells
+        print("".join(f"{cell!s:>{COLUMN}}" for cell in shown), flush=True)
+
+    say(
         f"{options.workers_per_device} worker(s) on each of {len(devices)} device(s); limit: "
         f"{gigabytes(limit)} ({source})"
     )
-    columns = ("n", "state", "activations", f"{1 + MINIBATCHES_AHEAD} minibatches", "together")
-    print("".join(f"{column:>15}" for column in columns), flush=True)
+    row("n", "state", "activations", f"{1 + MINIBATCHES_AHEAD} minibatches", "together")
 
     def num_bytes(n: int) -> float:
         config = options.config_for(len(devices), n)
@@ -76,17 +88,17 @@ def _search(options: Options) -> int:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):  # the TPU compiler's out-of-memory
                 raise
-            print(f"{n:>15}  out of memory, by the compiler", flush=True)
+            say(f"{n:>{COLUMN}}  out of memory, by the compiler")
             return math.inf
         tried[n] = memory
         minibatches = memory.training - memory.step + memory.minibatch
         sizes = (memory.state, memory.activations, minibatches, memory.training)
-        print("".join(f"{cell:>15}" for cell in (n, *map(gigabytes, sizes))), flush=True)
+        row(n, *map(gigabytes, sizes))
         return memory.training
 
     n = largest_that_fits(num_bytes, limit, bound)
     if n == bound:
-        print(
+        say(
             f"n = {n} is the largest: {data.name} has {data.num_images} training images for k = "
             f"{k} worker(s). The data set is the bound, not the memory, of which "
             f"{gigabytes(limit - tried[n].training)} are to spare."
@@ -96,7 +108,7 @@ def _search(options: Options) -> int:
     reason = f"{gigabytes(more.training - limit)} too much" if more else "more than there is"
     if n == 0:
         raise RunError(f"not even n = 1 fits: it needs {reason}; use a smaller --model")
-    print(
+    say(
         f"n = {n} is the largest that fits, with {gigabytes(limit - tried[n].training)} to spare; "
         f"n = {n + 1} needs {reason}.\n"
         "For a larger minibatch multiply --num-workers and --accumulation-steps by the same number."

@@ -29,8 +29,12 @@ class Plan:
         """Whether an epoch, or the run, ends after `step` updates."""
         return self.timeline.ends_epoch(step) or step == self.last_step
 
-    def describe(self) -> str:
-        """The plan in words and as a table of learning rates, to be read before training."""
+    def describe(self, width: int | None = None) -> str:
+        """The plan in words and as a table of learning rates, to be read before training.
+
+        Args:
+            width: columns of the terminal, which the table must fit; None without one.
+        """
         experiment, machine = self.config.experiment, self.config.machine
         devices = self.workers.mesh.devices.size
         size = f"{experiment.image_size} x {experiment.image_size} pixels"
@@ -50,7 +54,7 @@ class Plan:
                 f"starts from     {experiment.init_from or f'seed {experiment.seed}'}, with "
                 f"{experiment.optimizer}",
                 f"writes to       {self.config.output.workdir}",
-                self.timeline.describe(),
+                self.timeline.describe(width),
                 *([f"stops after     {machine.num_steps} steps"] if machine.num_steps else []),
             ]
         )

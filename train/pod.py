@@ -26,6 +26,7 @@ from train.planning.memory import compile_step
 from train.planning.options import StepOptions
 from train.planning.prediction import BASE, Prediction, draw, predict_slice, table, to_json
 from train.planning.slices import base_slice, slice_devices, stay_off_devices
+from train.run.terminal import terminal_width, wrapped
 from train.step.optimizer import make_optimizer
 from train.step.state import abstract_state
 from train.step.workers import make_workers
@@ -129,14 +130,16 @@ def main(args: list[str]) -> int:
             kind, assumptions, predictions = _predict_gpus(
                 options, data.num_classes, options.step_seconds
             )
-        print(table(assumptions, predictions))
+        width = terminal_width()
+        print(table(assumptions, predictions, width))
         for p in predictions:
             kn = p.num_workers * p.batch_size_per_worker
             if data.num_images is not None and kn > data.num_images:
-                print(
+                line = (
                     f"{p.name}: no such run is possible, since its minibatch of {kn} images is "
                     f"larger than the {data.num_images} training images of {data.name}"
                 )
+                print(wrapped(line, width))
         config = options.config(1)
         options.out.mkdir(parents=True, exist_ok=True)
         report = to_json(config, {**assumptions, "overlap": options.overlap}, predictions)

@@ -37,6 +37,7 @@ from train.data.preparation import (
 )
 from train.data.stored import find, open_builder
 from train.errors import DataError, UsageError, from_os_error
+from train.run.terminal import terminal_width, wrapped
 
 PROG = "python -m train.prepare"
 SECONDS_BETWEEN_LINES = 10.0  # without a terminal to draw a bar on
@@ -74,12 +75,18 @@ def main(args: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal cannot encode
     # With this file, the progress bar stays while the output of libraries is hidden.
-    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Console(
+        file=sys.stdout,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=terminal_width() is None,  # else lines are broken between words
+    )
 
     def command() -> int:
         word, *others = args or [""]
         if word in ("-h", "--help"):
-            console.print(_overview())
+            print(wrapped(_overview(), terminal_width()))
             return 0
         if word == "":
             print(_overview(), file=sys.stderr)

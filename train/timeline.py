@@ -126,17 +126,17 @@ class Timeline:
         """
         return self._rates.schedule()
 
-    def describe(self) -> str:
-        """The plan in words and as a table of rates."""
+    def describe(self, width: int | None = None) -> str:
+        """The plan in words and as a table of rates, for a terminal of a number of columns."""
         if isinstance(self._rates, LargeMinibatchRecipe):
-            return self._rates.describe()
+            return self._rates.describe(width=width)
         workers = [
             f"{'minibatch' if phase.first_step == 0 else '':<16}k = {phase.num_workers} workers x "
             f"n = {phase.batch_size_per_worker} images, kn = {phase.batch_size}, from step "
             f"{phase.first_step}"
             for phase in self.phases
         ]
-        return "\n".join([*workers, self._rates.describe(epoch_of=self.epoch)])
+        return "\n".join([*workers, self._rates.describe(epoch_of=self.epoch, width=width)])
 
     @cached_property
     def _rates(self) -> LargeMinibatchRecipe | BatchSizePhases:

@@ -160,6 +160,12 @@ def test_description_with_another_count_of_epochs():
     assert set(rows) < {(name, epoch) for name, _, epoch, _ in table_of(text)}
 
 
+def test_description_fits_a_narrow_terminal():
+    lines = plan(*THREE).describe(width=40).splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert f"{'phase 2':<23}{78:>6}  0.1" in lines  # without the epochs
+
+
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_description_of_phases_without_a_step_after_the_warmup(warmup):
     """A warmup without steps or as long as its phase has no row."""

@@ -127,6 +127,15 @@ def test_png_has_steps(cli, tmp_path, monkeypatch):
     assert line.get_drawstyle() == "steps-post"
 
 
+def test_output_fits_a_narrow_terminal(cli, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = cli()
+    assert code == 0
+    assert all(len(line) <= 40 for line in out.splitlines())
+    assert "milestone, epoch 80      12480  0.0032" in out.splitlines()
+
+
 def test_json_round_trip(cli, tmp_path):
     code, out, _ = cli(*SMALL, "--json")
     assert code == 0

@@ -109,6 +109,26 @@ def test_description_of_the_paper():
     assert "gradual, 780 steps (5 epochs) (auto)" in lines[2]
 
 
+def test_description_fits_a_narrow_terminal():
+    recipe = ow.LargeMinibatchRecipe(**IMAGENET)
+    lines = recipe.describe(width=40).splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert lines[lines.index("") + 1 :] == [
+        "                          step  rate",
+        "first step                   0  0.1",
+        "last warmup step           779  3.196",
+        "first step after warmup    780  3.2",
+        "milestone, epoch 30       4680  0.32",
+        "milestone, epoch 60       9360  0.032",
+        "milestone, epoch 80      12480  0.0032",
+        "last step                14039  0.0032",
+    ]
+    in_words = recipe.describe().split("\n\n")[0].split()
+    assert " ".join(lines[: lines.index("")]).split() == in_words  # none is broken
+    assert recipe.describe(width=90) == recipe.describe()
+    assert all(len(line) <= 20 for line in recipe.describe(width=20).splitlines())
+
+
 @pytest.mark.parametrize("warmup_epochs", [0, 3])
 def test_description_of_very_short_and_very_long_warmups(warmup_epochs):
     """Rows of steps that do not exist are omitted."""

@@ -28,6 +28,7 @@ ORDER = [
     "step.train_step",
     "step.evaluation",
     "run.workarounds",
+    "run.terminal",
     "run.atomic",
     "data.shrink",
     "data.fingerprint",

@@ -116,6 +116,16 @@ def test_impossible_requests_are_reported_in_one_line(
     assert words in error
 
 
+def test_the_table_fits_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("train.memory.terminal_width", lambda: 40)
+    assert main([*SMALL, "--memory-bytes", str(10**11)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert ["n", "together"] in [line.split() for line in lines]
+
+
 def test_the_data_set_bounds_n(capfd: pytest.CaptureFixture[str]):
     """Without a bound the compiler would take seconds for each n, and ask to file a bug."""
     assert main(["digits", "--memory-bytes", str(10**11)]) == 0

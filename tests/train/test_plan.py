@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
@@ -10,6 +11,7 @@ from train.config import Config
 from train.data.dataset import open_dataset
 from train.plan import make_plan
 from train.recipes import imagenet
+from train.run.terminal import wrapped
 from train.step.workers import make_workers
 
 
@@ -38,6 +40,18 @@ def test_the_plan_describes_the_run(digits_config: Callable[..., Config]):
     assert rows["first step after warmup"] == ["55", "5.00", "0.1"]
     assert rows["milestone, epoch 30"] == ["330", "30.00", "0.01"]
     assert rows["milestone, epoch 80"] == ["880", "80.00", "0.0001"]
+
+
+def test_the_plan_fits_a_narrow_terminal(digits_config: Callable[..., Config]):
+    config = digits_config(workdir=Path("runs/digits"))
+    dataset = open_dataset(config)
+    plan = make_plan(config, dataset, make_workers(config, jax.devices()[:4]))
+    lines = wrapped(plan.describe(40), 40).splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    words = " ".join(lines).split()
+    for number in ("1437", "360", "0.0125", "990", "kn", "128/16:"):
+        assert number in words
+    assert f"{'milestone, epoch 30':<23}{330:>6}  0.01" in lines  # without the epochs
 
 
 def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[..., Config]):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from train.planning.cost_model import AllReduce, Schedule
-from train.planning.prediction import base_of, draw, predict_slice
+from train.planning.prediction import base_of, draw, predict_slice, table
 from train.pod import main
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
@@ -125,6 +125,15 @@ def test_a_minibatch_larger_than_the_data_set_is_reported(
     # The network has digits' ten classes.
     eight = json.loads((tmp_path / "pod.json").read_text())["predictions"][0]
     assert eight["reduced_bytes"] == pytest.approx(4 * 78_000, rel=0.05)
+
+
+def test_the_table_fits_a_narrow_terminal():
+    names = ("v5e:2x4", "v5e:4x4", "v5e:4x8")
+    predictions = [predicted(name, AllReduce(8_000_000, 0, None)) for name in names]
+    wide, narrow = (table(ASSUMPTIONS, predictions, width) for width in (None, 40))
+    assert sorted(narrow.split()) != sorted(wide.split())  # it repeats the labels
+    assert set(narrow.split()) == set(wide.split())
+    assert all(len(line) <= 40 for line in narrow.splitlines())
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="the TPU compiler is missing: the extra `pod`")

@@ -412,6 +412,19 @@ def test_long_preparations_print_lines_without_a_terminal(
     assert "verifying: 600 of 600 images" in lines
 
 
+def test_a_narrow_terminal_breaks_lines_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("train.prepare.terminal_width", lambda: 40)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["digits"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].rstrip() == (
+        "digits need no preparation; nothing was"
+    )
+    assert main(["--help"]) == 0
+    assert "\n  PUBLISHED     Name of a data set of\n" in capsys.readouterr().out
+
+
 def test_a_terminal_shows_one_bar(tmp_path: Path, images: Path):
     """On a real terminal of 40 columns."""
     flags = ["image-folder", str(images), "--name", "mine", "--data-dir", str(tmp_path)]

@@ -11,8 +11,10 @@ from matplotlib.ticker import ScalarFormatter
 
 from train.config import Config, JsonObject
 from train.planning.cost_model import Schedule, exposed_seconds, torus_all_reduce_seconds
+from train.run.terminal import wrapped
 
 BASE = 8  # devices to which efficiencies refer, as in the paper
+LABEL = 20  # characters of a row's label in the table
 PAPER_EFFICIENCY = 0.9  # of 256 GPUs relative to 8 (paper, section 5.5)
 
 
@@ -146,8 +148,16 @@ def to_json(
     }
 
 
-def table(assumptions: dict[str, float], predictions: list[Prediction]) -> str:
-    """The predictions as a table with one column each; 1 GB is 1e9 bytes."""
+def table(
+    assumptions: dict[str, float], predictions: list[Prediction], width: int | None = None
+) -> str:
+    """The predictions as a table with one column each; 1 GB is 1e9 bytes.
+
+    Args:
+        assumptions: what they assume, by name.
+        predictions: the predictions, one of them for `BASE` devices.
+        width: columns of the terminal. Predictions that do not fit go below the others.
+    """
     base = base_of(predictions)
 
     def million(cycles: int | None) -> str:
@@ -181,10 +191,20 @@ def table(assumptions: dict[str, float], predictions: list[Prediction]) -> str:
         (f"efficiency from {BASE}", [f"{100 * p.efficiency(base):.1f} %" for p in predictions]),
     ]
     lines = [("", [p.name for p in predictions]), *rows]
-    width = max(len(cell) for _, cells in lines for cell in cells) + 2
-    body = [f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in lines]
+    column = max(len(cell) for _, cells in lines for cell in cells) + 2
+    at_once = len(predictions)
+    if width is not None:
+        at_once = max(1, (width - LABEL) // column)
+    blocks = [
+        [
+            f"{name:<{LABEL}}" + "".join(f"{cell:>{column}}" for cell in cells[i : i + at_once])
+            for name, cells in lines
+        ]
+        for i in range(0, len(predictions), at_once)
+    ]
     assumed = ", ".join(f"{name} {value:g}" for name, value in assumptions.items())
-    return "\n".join([*body, f"assumed: {assumed}"])
+    parts = ["\n".join(block) for block in blocks]
+    return "\n\n".join(parts) + "\n" + wrapped(f"assumed: {assumed}", width)
 
 
 def draw(predictions: list[Prediction], *, kind: str, title: str) -> Figure:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from train.run.metrics import Record
+from train.run.terminal import wrapped
 
 SECONDS_BETWEEN_LINES = 5.0  # without a terminal to draw a bar on
 SECONDS_OF_SPEED = 3600.0  # window for the estimate of the time left; steps may be slow
@@ -47,11 +48,16 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None without one."""
+        return self._console.width if self._console.is_terminal else None
+
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print lines, above the bar if there is one, and broken between words on a terminal."""
         encoding = self._console.encoding  # may lack η: print "?" rather than fail
         text = text.encode(encoding, errors="replace").decode(encoding)
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(wrapped(text, self.width), markup=False, soft_wrap=True)
 
     def show(self, record: Record) -> None:
         """Update the bar, or print the next line, from a record of the metrics."""

@@ -121,6 +121,13 @@ def test_a_line_is_printed_above_the_bar(terminal: Terminal):
     assert "resuming after step 5" in shown[0]  # without color codes
 
 
+def test_lines_are_broken_between_words_on_a_terminal(terminal: Terminal):
+    with terminal(40) as shown, Display(10) as on_screen:
+        assert on_screen.width == 40
+        on_screen.say("data            digits 1.0.0: 1437 training and 360 test images")
+    assert "data            digits 1.0.0: 1437\r\n                training and 360" in shown[0]
+
+
 def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]):
     with Display(20) as on_screen:
         for step in range(1, 21):
@@ -149,6 +156,7 @@ def test_slow_run_without_a_terminal_prints_every_record(
 
 def test_long_lines_are_not_wrapped_without_a_terminal(capsys: pytest.CaptureFixture[str]):
     with Display(20) as on_screen:
+        assert on_screen.width is None
         on_screen.say("word " * 100)
     assert capsys.readouterr().out == "word " * 100 + "\n"
 
