@@ -26,11 +26,13 @@ from train.run.report import Report
 from train.run.seeds import score_in_words, score_of_seeds
 from train.run.terminal import terminal_width, wrapped
 from train.run.workdir import (
+    SEEDS,
     claim,
     delete_summary,
     finished,
     keep_config,
     read_summary,
+    seed_folder,
     write_summary,
 )
 from train.step.evaluation import make_evaluation_step
@@ -199,13 +201,13 @@ def run_seeds(config: Config) -> int:
     """
     workdir, summaries = config.output.workdir, dict[int, JsonObject]()
     for seed in config.output.seeds:
-        folder = workdir / f"seed-{seed}"
+        folder = workdir / seed_folder(seed)
         if (code := run(config.replace(seed=seed, seeds=(), workdir=folder))) != DONE:
             return code
         summaries[seed] = read_summary(folder)
     if jax.process_index() == 0:
         score = score_of_seeds(summaries)
-        write_atomically(workdir / "seeds.json", json.dumps(score, indent=2) + "\n")
-        line = f"{score_in_words(score)}: {workdir / 'seeds.json'}"
+        write_atomically(workdir / SEEDS, json.dumps(score, indent=2) + "\n")
+        line = f"{score_in_words(score)}: {workdir / SEEDS}"
         print(wrapped(line, terminal_width()))
     return DONE

@@ -294,8 +294,11 @@ def test_a_run_from_before_fingerprints_resumes_on_any_data(pets: Pets, train: M
 def test_the_config_is_that_of_the_last_command_that_trained(pets: Pets, train: Main):
     train("--num-steps", "2", "--keep-checkpoints", "7")
     assert pets.config["keep_checkpoints"] == 7
+    pets.data = pets.data.rename(pets.data.with_name("moved"))
     train("--num-steps", "4", "--prefetch-steps", "2")
     assert (pets.config["keep_checkpoints"], pets.config["prefetch_steps"]) == (3, 2)
+    assert pets.config == pets.manifest(4)["config"]
+    assert evaluate(["--workdir", str(pets.workdir)]) == 0  # it finds the data
     written = (pets.workdir / "config.json").read_text()
     train("--num-steps", "4", "--prefetch-steps", "5")  # it is finished, so nothing ran
     assert main(pets.flags("--num-steps", "3", "--prefetch-steps", "5")) == 0

@@ -150,11 +150,11 @@ def test_classes_and_images_are_those_of_the_data_set(digits_dir: Path):
 
 
 def test_the_size_of_a_prepared_data_set_is_read(digits_dir: Path, tmp_path: Path):
-    shutil.copytree(digits_dir / "digits", tmp_path / "fashion_mnist")
-    [info] = (tmp_path / "fashion_mnist").glob("*/dataset_info.json")
-    info.write_text(info.read_text().replace('"digits"', '"fashion_mnist"'))
-    assert size_of("fashion_mnist", digits_dir) == (10, 60_000)  # known, but not prepared there
-    assert size_of("fashion_mnist", tmp_path) == (10, 1437)
+    shutil.copytree(digits_dir / "digits", tmp_path / "numbers")
+    [info] = (tmp_path / "numbers").glob("*/dataset_info.json")
+    info.write_text(info.read_text().replace('"digits"', '"numbers"'))
+    assert size_of("numbers", tmp_path) == (10, 1437)
+    assert size_of("fashion_mnist", tmp_path) == (10, 60_000)  # known without preparation
 
 
 def test_simulated_devices_share_the_machines_memory():

@@ -95,16 +95,15 @@ def size_of(name: str, data_dir: Path | None) -> tuple[int, int]:
     """Numbers of classes and of training images of a data set; no image is read.
 
     Args:
-        name: name of the data set; one of `CLASSES_AND_IMAGES` need not be prepared.
+        name: name of the data set. `CLASSES_AND_IMAGES` holds those that need not be prepared.
         data_dir: folder of prepared data sets; None for that of tensorflow-datasets.
 
     Raises:
         UsageError: if it is neither known nor prepared.
     """
-    data_dir = data_dir or Path(constants.DATA_DIR)
-    if name in CLASSES_AND_IMAGES and (name == digits.NAME or find(name, data_dir) is None):
+    if name in CLASSES_AND_IMAGES:
         return CLASSES_AND_IMAGES[name]
-    builder = open_builder(name, data_dir)
+    builder = open_builder(name, data_dir or Path(constants.DATA_DIR))
     omitted = verification.load_corrupt(Path(builder.data_dir), "train")
     num_images = builder.info.splits["train"].num_examples - len(omitted)
     return len(check_features(builder)), num_images

@@ -119,7 +119,7 @@ def median_of(summary: Record) -> str:
     number = summary.get("num_epochs_in_median")  # earlier versions did not record it
     if number == 1:
         return "last epoch"
-    return f"median of the last {number or 'up to 5'} epochs"
+    return f"median of {'at most the last 5' if number is None else f'the last {number}'} epochs"
 
 
 def _percent(error: float) -> str:

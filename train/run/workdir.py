@@ -21,6 +21,9 @@ from train.data.fingerprint import FINGERPRINT, Fingerprint, recorded_in, record
 from train.errors import RunError, UsageError, flag, unusable_folder
 from train.run.atomic import write_atomically
 
+SEEDS = "seeds.json"
+"""Name of the score of several seeds, next to their workdirs."""
+
 CHANGES = "data_changes"
 """Key in config.json of the changes of the data that the run continued after."""
 
@@ -220,9 +223,17 @@ def finished(config: Config, last_step: int) -> JsonObject | None:
 
 
 def delete_summary(config: Config) -> None:
-    """Delete the summary of a shorter run before it continues."""
+    """Delete the summary of a shorter run before it continues, and the score of its seeds."""
+    workdir = config.output.workdir
     if jax.process_index() == 0:
-        (config.output.workdir / "summary.json").unlink(missing_ok=True)
+        (workdir / "summary.json").unlink(missing_ok=True)
+        if workdir.name == seed_folder(config.experiment.seed):
+            (workdir.parent / SEEDS).unlink(missing_ok=True)
+
+
+def seed_folder(seed: int) -> str:
+    """Name of the workdir of one of several seeds, in the folder of `--workdir`."""
+    return f"seed-{seed}"
 
 
 def write_summary(workdir: Path, summary: JsonObject) -> None:

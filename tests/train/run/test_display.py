@@ -218,5 +218,8 @@ def test_outcome_of_few_classes_or_one_epoch_has_no_empty_numbers():
 
 def test_outcome_of_an_earlier_version_is_shown():
     text = outcome(Path("runs/digits"), OLD)
-    assert "990 steps, 126720 images seen, test error 1.39 % (median of the last up to 5" in text
+    assert (
+        "990 steps, 126720 images seen, test error 1.39 % (median of at most the last 5 epochs)"
+        in text
+    )
     assert len(text.splitlines()) == 2

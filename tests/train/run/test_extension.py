@@ -13,6 +13,7 @@ from train.config import Config
 from train.errors import UsageError
 from train.run.atomic import write_atomically
 from train.run.extension import schedule_before
+from train.run.workdir import read_summary
 from train.timeline import Phase, Timeline, resume_timeline
 
 NUM_EXAMPLES = 1437  # 11 steps of 128 images
@@ -123,6 +124,7 @@ def test_an_extended_run_equals_one_of_that_length(
     assert train(tmp_path, *short) == 0
     workdir = tmp_path / "seed-3"
     config = (workdir / "config.json").read_text()
+    seconds = read_summary(workdir)["seconds"]
     capsys.readouterr()
 
     longer = [*LONG, "--seeds", "3"]
@@ -142,6 +144,7 @@ def test_an_extended_run_equals_one_of_that_length(
     assert lengths == ["22", "33"]  # before and after
     assert "resuming after step 22" in said
     assert outcome(workdir) == outcome(tmp_path / "long")
+    assert read_summary(workdir)["seconds"] > seconds  # of both runs
     for saved in (
         json.loads((workdir / "config.json").read_text()),
         json.loads((workdir / "checkpoints" / "33" / "manifest.json").read_text())["config"],

@@ -26,4 +26,4 @@ def test_summaries_of_an_earlier_version_have_a_score(summaries: dict[int, dict[
     score = score_of_seeds(summaries)
     assert score["top1_error_mean"] == pytest.approx(0.02)
     assert "seconds" not in score
-    assert "last up to 5 epochs" in score_in_words(score)
+    assert "at most the last 5 epochs" in score_in_words(score)

@@ -18,7 +18,14 @@ from train.data.fingerprint import Fingerprint, recorded_in
 from train.errors import RunError, UsageError
 from train.run.atomic import write_atomically
 from train.run.metrics import MetricsLog
-from train.run.workdir import claim, differing_fields, finished, keep_config, read_summary
+from train.run.workdir import (
+    claim,
+    delete_summary,
+    differing_fields,
+    finished,
+    keep_config,
+    read_summary,
+)
 
 MakeConfig = Callable[..., Config]
 PROC = Path("/proc/self/task")
@@ -279,6 +286,17 @@ def test_run_is_finished_if_its_summary_has_enough_steps(digits_config: MakeConf
     write_atomically(config.output.workdir / "summary.json", json.dumps(summary))
     assert finished(config, 990) == read_summary(config.output.workdir) == summary
     assert finished(config, 5) == summary  # a shorter run is finished too
+
+
+def test_the_score_of_the_seeds_goes_with_the_summary(digits_config: MakeConfig, tmp_path: Path):
+    for name, remains in (("run", True), ("seed-1", True), ("seed-0", False)):
+        config = digits_config(workdir=tmp_path / name)
+        claim_and_release(config)
+        for path in (config.output.workdir / "summary.json", tmp_path / "seeds.json"):
+            write_atomically(path, "{}")
+        delete_summary(config)
+        assert not (config.output.workdir / "summary.json").exists()
+        assert (tmp_path / "seeds.json").exists() == remains
 
 
 def test_run_with_too_few_steps_is_not_finished(digits_config: MakeConfig):
