@@ -3,7 +3,7 @@
 import sys
 
 from train import command_line
-from train.cluster.launchers import join_processes
+from train.cluster.joining import join_processes
 from train.run.compilation_cache import keep_compiled
 
 PROG = "python -m train"

@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 import jax
 import tyro
 
+from train.cluster.joining import is_joining
 from train.config import Config, JsonObject
 from train.errors import RunError, UsageError, from_os_error
 from train.recipes import RECIPES
@@ -112,7 +113,8 @@ def run(prog: str, command: Callable[[], int]) -> int:
 
 def end(code: int) -> NoReturn:
     """End the process with an exit code."""
-    if code == FAILED and not jax.distributed.is_initialized():  # other processes must be told
+    # JAX tells the other processes at exit, if it has joined them.
+    if is_joining() or (code == FAILED and not jax.distributed.is_initialized()):
         workarounds.exit_without_waiting(code)
     sys.exit(code)
 

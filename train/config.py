@@ -9,6 +9,7 @@ The file is long because it documents every flag, and nothing else does.
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -191,24 +192,29 @@ class Machine:
     """host:port of process 0, for several processes outside a detected cluster."""
 
     num_processes: int | None = None
-    """Number of processes, with --coordinator-address."""
+    """Number of processes, with --coordinator-address. 1 trains in this process alone, even if a
+    launcher reports several."""
 
     process_id: int | None = None
     """Index of this process, from 0, with --coordinator-address."""
+
+    coordinator_timeout_seconds: int = 300
+    """Seconds to wait for the other processes of the run to start."""
 
     def __post_init__(self) -> None:
         """Check everything that needs neither data nor devices."""
         _check_minimum(
             self, 1, "num_steps", "num_devices", "accumulation_steps", "num_reader_threads",
-            "prefetch_steps", "num_processes",
+            "prefetch_steps", "num_processes", "coordinator_timeout_seconds",
         )  # fmt: skip
         _check_minimum(self, 0, "num_reader_processes", "max_nonfinite_steps")
         cluster = (self.coordinator_address, self.num_processes, self.process_id)
-        if None in cluster and cluster != (None, None, None):
+        if None in cluster and cluster not in ((None, None, None), (None, 1, None)):
             raise UsageError(
                 "--coordinator-address, --num-processes and --process-id belong together: "
                 "pass all three or none"
             )
+        _check_address(self.coordinator_address)
         if self.process_id is not None and not 0 <= self.process_id < (self.num_processes or 0):
             raise UsageError(
                 f"--process-id is {self.process_id}; it must be at least 0 and less than "
@@ -335,6 +341,18 @@ def _check_minimum(part: Experiment | Machine | Output, minimum: int, *names: st
         value = getattr(part, name)
         if value is not None and value < minimum:
             raise UsageError(f"{flag(name)} is {value}; it must be at least {minimum}")
+
+
+def _check_address(address: str | None) -> None:
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    is_host = re.fullmatch(r"[^:/\s]+|\[[0-9a-fA-F:.%\w]+\]", host)
+    if not (is_host and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise UsageError(
+            f"--coordinator-address is {address!r}; it must be host:port of process 0, with a free "
+            "port from 1 to 65535, such as node1:12345"
+        )
 
 
 def _check_seed(name: str, seed: int) -> None:

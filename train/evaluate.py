@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from train import command_line
+from train.cluster.joining import check_platforms
 from train.config import Config
 from train.data.dataset import open_dataset
 from train.errors import UsageError
@@ -52,6 +53,7 @@ def main(args: list[str]) -> int:
     def command() -> int:
         options = command_line.parse_options(Options, args, PROG)
         command_line.simulate_devices(options.num_devices)
+        check_platforms()
         keep_compiled(options.compilation_cache_dir)
         return _evaluate(options)
 

@@ -11,6 +11,7 @@ import sys
 import jax
 
 from train import command_line
+from train.cluster.joining import check_platforms
 from train.errors import RunError, UsageError
 from train.planning.memory import (
     MINIBATCHES_AHEAD,
@@ -44,6 +45,7 @@ def main(args: list[str]) -> int:
     def command() -> int:
         options = command_line.parse_options(Options, args, PROG)
         command_line.simulate_devices(options.num_devices)
+        check_platforms()
         jax.config.update("jax_enable_compilation_cache", False)  # no n is compiled twice
         return _search(options)
 

@@ -75,6 +75,7 @@ ORDER = [
     "run.predictions",
     "cluster.agreement",
     "cluster.launchers",
+    "cluster.joining",
     "cluster.stop",
     "loop",
     "command_line",

@@ -1,4 +1,4 @@
-"""Detecting the launcher of this process, and joining the other processes of its run.
+"""Detection of the launcher of this process, such as SLURM or mpirun.
 
 A launcher tells each process how many processes it has started, and JAX finds the others from the
 same variables. But JAX assumes that every allocated task has been started. In an interactive SLURM
@@ -7,16 +7,9 @@ So JAX is asked to find others only if a launcher reports more than one process.
 """
 
 import dataclasses
-import importlib.util
-import os
 import re
-import sys
 from collections.abc import Mapping
-from typing import Any
 
-import jax
-
-from train.config import Machine
 from train.errors import UsageError
 
 # Name of each launcher, JAX's detection method, and the variables that hold the number of
@@ -34,10 +27,6 @@ COUNTED = (
     ),
     ("MPI", "mpi4py", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),  # MPICH and Intel MPI
 )
-
-# If a process dies or fails, JAX ends the others and reports which one it was. With JAX's default
-# timeouts, this would take minutes.
-TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": 20, "shutdown_timeout_seconds": 30}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +48,9 @@ class Launch:
     process_id: int | None = None
     """Index of this process; None if JAX must detect it."""
 
+    variable: str | None = None
+    """The environment variable, as NAME=value, that reports several processes, for messages."""
+
     one_gpu: bool = False
     """Use only the GPU that matches this process's index on its host, not all visible GPUs."""
 
@@ -72,9 +64,12 @@ def find_launch(environ: Mapping[str, str], platforms: str = "") -> Launch | Non
 
     Returns:
         The processes that the launcher reports; None if this process is alone.
+
+    Raises:
+        UsageError: if a variable of the launcher is not a number.
     """
     for launcher, method, total, this, on_this_host in COUNTED:
-        if this in environ and int(environ.get(total) or 1) > 1:
+        if this in environ and (num_processes := _integer(environ, total, default=1)) > 1:
             if method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environ:
                 method = "mpi4py"  # Open MPI 5 and later hide the address of process 0
             # SLURM writes 1(x4) for one process on each of four hosts.
@@ -85,8 +80,9 @@ def find_launch(environ: Mapping[str, str], platforms: str = "") -> Launch | Non
                 launcher=launcher,
                 method=method,
                 package="mpi4py" if method == "mpi4py" else None,
-                num_processes=int(environ[total]),
-                process_id=int(environ[this]),
+                num_processes=num_processes,
+                process_id=_integer(environ, this),
+                variable=f"{total}={environ[total]}",
                 one_gpu=not (alone or sees_one),
             )
     if "tpu" in platforms.split(","):
@@ -95,52 +91,17 @@ def find_launch(environ: Mapping[str, str], platforms: str = "") -> Launch | Non
         return Launch(
             launcher="Kubernetes",
             package="kubernetes",
-            process_id=int(environ["JOB_COMPLETION_INDEX"]),
+            process_id=_integer(environ, "JOB_COMPLETION_INDEX"),
+            variable=f"JOB_COMPLETION_INDEX={environ['JOB_COMPLETION_INDEX']}",
         )
     return None
 
 
-def join_processes(machine: Machine) -> None:
-    """Join the other processes of this run, if any. Call this before the first use of JAX.
-
-    Raises:
-        UsageError: if the other processes cannot be found.
-    """
-    if machine.coordinator_address is not None:
-        _report_waiting(f"{machine.num_processes} processes at {machine.coordinator_address}")
-        jax.distributed.initialize(
-            machine.coordinator_address,
-            machine.num_processes,
-            machine.process_id,
-            cluster_detection_method="deactivate",
-            **TIMEOUTS,
+def _integer(environ: Mapping[str, str], name: str, default: int = 0) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise UsageError(
+            f"the environment variable {name} is {text!r}, but a launcher sets it to a whole "
+            "number; unset it, or pass --num-processes 1 to train in this process alone"
         )
-    elif launch := find_launch(os.environ, getattr(jax.config, "jax_platforms", None) or ""):
-        _join(launch)
-
-
-def _join(launch: Launch) -> None:
-    problem = (
-        f"{launch.launcher} launched this process as one of several, but JAX cannot find the others"
-    )
-    flags = "pass --coordinator-address, --num-processes and --process-id"
-    if launch.package is not None and importlib.util.find_spec(launch.package) is None:
-        raise UsageError(f"{problem} without the package {launch.package}: install it, or {flags}")
-    if launch.process_id == 0:
-        _report_waiting(f"{launch.num_processes or 'all'} processes of {launch.launcher}")
-    try:
-        jax.distributed.initialize(
-            num_processes=launch.num_processes,
-            # None is JAX's default, one GPU per process; an empty list means all GPUs.
-            local_device_ids=None if launch.one_gpu else [],
-            cluster_detection_method=launch.method,
-            **TIMEOUTS,
-        )
-    except Exception as error:  # each method raises errors of its own
-        if launch.launcher == "TPU" and isinstance(error, ValueError):
-            return  # a TPU machine outside a pod
-        raise UsageError(f"{problem}: {' '.join(str(error).split())}; {flags}") from error
-
-
-def _report_waiting(processes: str) -> None:
-    print(f"waiting for {processes}", file=sys.stderr, flush=True)
+    return int(text)

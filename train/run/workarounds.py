@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
-STDERR = 2  # file descriptor
+STDOUT, STDERR = 1, 2  # file descriptors
 
 QUIET_COMPILATION: dict[str, str | bool] = {"xla_disable_hlo_passes": "constant_folding"}
 """Compiler options for programs that only report their memory.
@@ -55,6 +55,40 @@ def _is_not_an_error_of_orbax(record: logging.LogRecord) -> bool:
 def _hide_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+@contextlib.contextmanager
+def quiet_cluster_detection() -> Iterator[None]:
+    """Hide what JAX logs while it detects a cluster. Errors are still raised.
+
+    jax 0.10.2 logs that a cluster "is supported but not functional", and raises KeyError as well;
+    it warns about any variable whose name contains "proxy". No upstream issue was found.
+    """
+    logger = logging.getLogger("jax")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def silence_gloo() -> None:
+    """Discard what C++ prints to stdout from now on. `sys.stdout` is not affected.
+
+    jaxlib 0.10.2: Gloo's threads print a line for each connection. Gloo has no option for it.
+    """
+    sys.stdout.flush()
+    kept = os.dup(STDOUT)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), STDOUT)
+    sys.stdout = open(  # noqa: SIM115 (stays open until the process ends)
+        kept,
+        "w",
+        buffering=1 if sys.stdout.line_buffering else -1,
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+    )
 
 
 def exit_without_waiting(code: int) -> NoReturn:

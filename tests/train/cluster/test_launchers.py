@@ -1,12 +1,9 @@
 """Tests of the detection of launchers, and of variables left over from earlier ones."""
 
-import sys
-
 import pytest
 
-from train.cluster.launchers import Launch, find_launch, join_processes
+from train.cluster.launchers import Launch, find_launch
 from train.errors import UsageError
-from train.recipes import digits
 
 # Recorded under Open MPI 4.1 and SLURM 22.05.
 MPIRUN = {
@@ -66,11 +63,24 @@ def test_a_single_process_trains_alone(environ: dict[str, str]):
     [
         (
             STEP,
-            Launch(launcher="SLURM", method="slurm", num_processes=2, process_id=1),
+            Launch(
+                launcher="SLURM",
+                method="slurm",
+                num_processes=2,
+                process_id=1,
+                variable="SLURM_STEP_NUM_TASKS=2",
+            ),
         ),
         (
             MPIRUN,
-            Launch(launcher="Open MPI", method="ompi", num_processes=4, process_id=2, one_gpu=True),
+            Launch(
+                launcher="Open MPI",
+                method="ompi",
+                num_processes=4,
+                process_id=2,
+                variable="OMPI_COMM_WORLD_SIZE=4",
+                one_gpu=True,
+            ),
         ),
         (
             {name: value for name, value in MPIRUN.items() if name != "OMPI_MCA_orte_hnp_uri"},
@@ -80,18 +90,29 @@ def test_a_single_process_trains_alone(environ: dict[str, str]):
                 package="mpi4py",
                 num_processes=4,
                 process_id=2,
+                variable="OMPI_COMM_WORLD_SIZE=4",
                 one_gpu=True,
             ),
         ),
         (
             {"PMI_SIZE": "8", "PMI_RANK": "7", "MPI_LOCALNRANKS": "1"},
             Launch(
-                launcher="MPI", method="mpi4py", package="mpi4py", num_processes=8, process_id=7
+                launcher="MPI",
+                method="mpi4py",
+                package="mpi4py",
+                num_processes=8,
+                process_id=7,
+                variable="PMI_SIZE=8",
             ),
         ),
         (
             POD | {"JOB_COMPLETION_INDEX": "3"},
-            Launch(launcher="Kubernetes", package="kubernetes", process_id=3),
+            Launch(
+                launcher="Kubernetes",
+                package="kubernetes",
+                process_id=3,
+                variable="JOB_COMPLETION_INDEX=3",
+            ),
         ),
     ],
 )
@@ -138,19 +159,14 @@ def test_gpus_are_divided_among_the_processes_of_a_host(
 
 
 @pytest.mark.parametrize(
-    ("environ", "package"),
+    "environ",
     [
-        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "mpi4py"),
-        (POD | {"JOB_COMPLETION_INDEX": "0"}, "kubernetes"),
+        {"SLURM_STEP_NUM_TASKS": "two", "SLURM_PROCID": "0"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "-1"},
+        {"OMPI_COMM_WORLD_SIZE": "2.5", "OMPI_COMM_WORLD_RANK": "0"},
+        POD | {"JOB_COMPLETION_INDEX": "first"},
     ],
 )
-def test_a_missing_package_is_reported(
-    environ: dict[str, str], package: str, monkeypatch: pytest.MonkeyPatch
-):
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(UsageError, match=f"package {package}: install it") as error:
-        join_processes(digits().machine)
-    assert "--coordinator-address" in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_variable_that_is_no_number_is_named(environ: dict[str, str]):
+    with pytest.raises(UsageError, match=r"environment variable .* unset it, or pass --num-proc"):
+        find_launch(environ)
