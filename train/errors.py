@@ -1,5 +1,6 @@
 """Errors that end a command with one line and no traceback."""
 
+import re
 from pathlib import Path
 
 
@@ -37,3 +38,23 @@ def unusable_folder(flag: str, folder: Path, error: OSError) -> UsageError | Run
     is_mistake = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
     line = f"{flag} {folder} cannot be used: {error.strerror or error}"
     return UsageError(line) if is_mistake else RunError(line)
+
+
+def check_is_local(name: str, path: Path | str) -> None:
+    """Check that a path is not a URL, such as gs://bucket/run.
+
+    Args:
+        name: the flag or environment variable that holds it.
+        path: the path. `Path` has made one slash of the two in a URL.
+
+    Raises:
+        UsageError: if it is a URL.
+    """
+    if not (url := re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path))):
+        return
+    if url[1] == "file":
+        raise UsageError(f"{name} is file:///{url[2]}; it must be a path, such as /{url[2]}")
+    raise UsageError(
+        f"{name} is {url[1]}://{url[2]}; it must be a path: mount the bucket, or use a disk that "
+        "all hosts share (docs/clusters.md, section Storage)"
+    )

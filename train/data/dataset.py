@@ -1,10 +1,15 @@
 """The data set of a run, opened by name."""
 
 import contextlib
+import errno
+import os
 import resource
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorflow_datasets.core import constants
 
 from train.config import Config
@@ -23,7 +28,7 @@ from train.data.stored import (
     open_records,
 )
 from train.data.synthetic import CLASSES_AND_IMAGES, Noise
-from train.errors import RunError, UsageError, unusable_folder
+from train.errors import RunError, UsageError, check_is_local, unusable_folder
 
 OTHER_FILES = 256  # that a training process opens: libraries, logs, checkpoints, sockets
 
@@ -45,9 +50,9 @@ def open_dataset(config: Config) -> Dataset:
         return _synthetic(name, experiment.batch_size)
     if name == "":
         raise UsageError("--dataset is missing; name a data set, such as --dataset cifar10")
-    data_dir = data_dir or Path(constants.DATA_DIR)
     if name == digits.NAME:
-        prepare_digits(data_dir)
+        data_dir = prepare_digits(data_dir)
+    data_dir = data_dir or _default_folder()
     builder = open_builder(name, data_dir)
     class_names = check_features(builder)
     held_out = evaluation_split(builder)
@@ -145,12 +150,54 @@ def _synthetic(name: str, num_test_images: int) -> Dataset:
     )
 
 
-def prepare_digits(data_dir: Path) -> None:
-    """Prepare the embedded digits unless they are prepared already."""
-    options = Options(name=digits.NAME, data_dir=data_dir)
+def prepare_digits(data_dir: Path | None) -> Path:
+    """Prepare the embedded digits unless they are prepared already.
+
+    Args:
+        data_dir: folder of prepared data sets. Without one it is that of tensorflow-datasets, or a
+            temporary folder if that is not writable.
+
+    Returns:
+        The folder that contains them.
+
+    Raises:
+        UsageError: if the path is not a folder.
+        RunError: if the folder is not writable.
+    """
+    folder = data_dir or _default_folder()
     try:
-        if find(digits.NAME, data_dir) is None:
-            with contextlib.suppress(TakenError):  # by another process of the same run
-                prepare(digits.open_source(), options, lambda *_: lambda _: None, wait=True)
+        _prepare_digits(folder)
     except OSError as error:
-        raise unusable_folder("--data-dir", data_dir, error) from None
+        if data_dir is not None:
+            raise unusable_folder("--data-dir", folder, error) from None
+        temporary = Path(tempfile.gettempdir()) / f"optax-warmup-{os.getuid()}"
+        try:
+            temporary.mkdir(mode=0o700, exist_ok=True)
+            if temporary.stat().st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user")
+            _prepare_digits(temporary)
+        except OSError:
+            raise unusable_folder("--data-dir", folder, error) from None
+        if jax.process_index() == 0:
+            print(
+                f"{folder} cannot be used: {error.strerror}; the digits are in {temporary} "
+                "(--data-dir chooses another folder)",
+                file=sys.stderr,
+            )
+        return temporary
+    return folder
+
+
+def _prepare_digits(folder: Path) -> None:
+    if folder.parts[0] == "~":
+        raise FileNotFoundError(errno.ENOENT, "this user has no home folder")
+    if find(digits.NAME, folder) is None:
+        options = Options(name=digits.NAME, data_dir=folder)
+        with contextlib.suppress(TakenError):  # by another process of the same run
+            prepare(digits.open_source(), options, lambda *_: lambda _: None, wait=True)
+
+
+def _default_folder() -> Path:
+    """The folder of tensorflow-datasets: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    check_is_local("TFDS_DATA_DIR", constants.DATA_DIR)
+    return Path(constants.DATA_DIR)

@@ -30,26 +30,39 @@ def keep_compiled(folder: Path | None) -> None:
 
     Raises:
         UsageError: if the path is not a folder.
-        RunError: if the folder is not writable.
+        RunError: if the folder, or that of `JAX_COMPILATION_CACHE_DIR`, is not writable.
     """
     if not getattr(jax.config, "jax_enable_compilation_cache", True):
         return
     if folder is None:
-        if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.distributed.is_initialized():
+        if variable := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            if "://" not in variable:  # JAX can use a bucket; it warns of any other failure
+                _check_writable("JAX_COMPILATION_CACHE_DIR", Path(variable))
+            return
+        if jax.distributed.is_initialized():
             return
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
             caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
             _use(caches / "optax-warmup")
         return
+    _check_writable("--compilation-cache-dir", folder)
+    _use(folder)
+
+
+def _check_writable(name: str, folder: Path) -> None:
     try:
-        _use(folder)
+        _make_writable(folder)
     except OSError as error:
-        raise unusable_folder("--compilation-cache-dir", folder, error) from None
+        raise unusable_folder(name, folder, error) from None
+
+
+def _make_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # raises unless the folder is writable
 
 
 def _use(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()  # raises unless the folder is writable
+    _make_writable(folder)
     if not jax.distributed.is_initialized():  # another process may be reading
         _shrink(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))

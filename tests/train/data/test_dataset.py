@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
+from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.sequential_writer import SequentialWriter
 
@@ -276,6 +276,54 @@ def test_an_unusable_data_dir_is_reported_in_one_line(tmp_path: Path):
             with without_privileges(), pytest.raises(RunError) as error:
                 open_dataset(config)
             assert str(error.value) == f"--data-dir {secret} cannot be used: Permission denied"
+
+
+@pytest.mark.parametrize("folder", ["/proc/tensorflow_datasets", "~/tensorflow_datasets"])
+def test_without_a_writable_home_the_digits_are_in_a_temporary_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+):
+    """A path that still starts with ~ is that of a user without a home folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "DATA_DIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = digits().replace(workdir=tmp_path / "run")
+    temporary = tmp_path / f"optax-warmup-{os.getuid()}"
+    for _ in range(2):
+        dataset = open_dataset(config)
+        assert dataset.folder == temporary / "digits" / "1.0.0"
+        err = capsys.readouterr().err
+        assert err.startswith(f"{folder} cannot be used: ")
+        assert err.endswith(f"the digits are in {temporary} (--data-dir chooses another folder)\n")
+    assert [path.name for path in tmp_path.iterdir()] == [temporary.name]
+    assert temporary.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_temporary_folder_of_another_user_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "optax-warmup-12345").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr(constants, "DATA_DIR", "/proc/tensorflow_datasets")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunError, match="--data-dir /proc/tensorflow_datasets cannot be used: No"):
+        open_dataset(digits())
+
+
+def test_prepared_digits_in_a_folder_that_is_not_writable_are_read(
+    digits_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(constants, "DATA_DIR", str(digits_dir))
+    assert open_dataset(digits()).folder == digits_dir / "digits" / "1.0.0"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bucket_as_default_folder_is_rejected(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "DATA_DIR", "gs://bucket/data")
+    with pytest.raises(UsageError, match="TFDS_DATA_DIR is gs://bucket/data; it must be a path"):
+        open_dataset(digits())
 
 
 def test_a_data_set_that_changed_after_it_was_verified_is_refused(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from train.errors import UsageError
+from train.errors import RunError, UsageError
 from train.run.compilation_cache import MAX_BYTES, keep_compiled
 
 ROOT = Path(__file__).parents[3]
@@ -141,3 +141,9 @@ def test_second_run_compiles_nothing_and_ends_with_equal_parameters(
     assert digests[0] == digests[1]
     assert kept[0] == kept[1]
     assert {"jit_train_step", "jit_create"} <= {name.partition("-")[0] for name, _ in kept[0]}
+
+
+def test_a_folder_from_the_environment_variable_must_be_writable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/compiled")
+    with pytest.raises(RunError, match=r"^JAX_COMPILATION_CACHE_DIR /proc/compiled cannot be used"):
+        keep_compiled(None)

@@ -12,7 +12,7 @@ import tyro
 
 from train.data.formats.source import SPLITS, TRAIN
 from train.data.formats.source import Options as SourceOptions
-from train.errors import UsageError
+from train.errors import UsageError, check_is_local
 
 WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
 POINTER = b"version https://git-lfs"
@@ -143,6 +143,7 @@ def _split_of(name: Path) -> str | None:
 
 def _expand(pattern: str, ending: str) -> Iterator[Path]:
     """Absolute paths of the files that a path, a folder or a pattern stands for."""
+    check_is_local("the file", pattern)
     pattern = os.path.expanduser(pattern)
     for text in [pattern] if os.path.exists(pattern) else expand_braces(pattern):
         paths = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
