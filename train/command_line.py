@@ -15,13 +15,14 @@ import tyro
 
 from train.cluster.joining import is_joining
 from train.config import Config, JsonObject
-from train.errors import RunError, UsageError, from_os_error
+from train.errors import RunError, UsageError, check_is_local, flag, from_os_error
 from train.recipes import RECIPES
 from train.run import workarounds
+from train.run.startup import INTERRUPTED
 
 T = TypeVar("T")
 
-BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 1
+BAD_USAGE, FAILED = 2, 1
 
 
 def parse_run(args: list[str], prog: str = "python -m train", description: str = "") -> Config:
@@ -77,10 +78,11 @@ def _parse(call_tyro: Callable[[], T]) -> T:
 
 
 def _expand_home(options: T) -> T:
-    """Replace `~` in every path. Shells do not expand it in `--data-dir=~/data`."""
+    """Check every path and replace `~` in it, which shells leave in `--data-dir=~/data`."""
     fields: JsonObject = {}
     for name, value in vars(options).items():
         if isinstance(value, Path):
+            check_is_local(flag(name), value)
             fields[name] = Path(os.path.expanduser(value))
         elif dataclasses.is_dataclass(value):
             fields[name] = _expand_home(value)
@@ -89,7 +91,11 @@ def _expand_home(options: T) -> T:
 
 def run(prog: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code. A mistake or Ctrl-C prints one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # print "?" for what a terminal cannot encode
     workarounds.silence_repeated_errors()
+    workarounds.silence_matplotlib()
     try:
         return command()
     except UsageError as error:

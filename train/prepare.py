@@ -7,7 +7,6 @@ image is decoded once. A data set appears under its name only when it is complet
 import contextlib
 import dataclasses
 import inspect
-import io
 import re
 import sys
 import time
@@ -37,6 +36,7 @@ from train.data.preparation import (
 )
 from train.data.stored import find, open_builder
 from train.errors import DataError, UsageError, from_os_error
+from train.run.startup import raise_keyboard_interrupt
 from train.run.terminal import terminal_width, wrapped
 
 PROG = "python -m train.prepare"
@@ -72,8 +72,7 @@ class Verify:
 
 def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal cannot encode
+    raise_keyboard_interrupt()  # an unfinished data set is deleted
     # With this file, the progress bar stays while the output of libraries is hidden.
     console = Console(
         file=sys.stdout,

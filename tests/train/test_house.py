@@ -27,6 +27,7 @@ ORDER = [
     "step.state",
     "step.train_step",
     "step.evaluation",
+    "run.startup",
     "run.workarounds",
     "run.terminal",
     "run.atomic",

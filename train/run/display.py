@@ -55,8 +55,6 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print lines, above the bar if there is one, and broken between words on a terminal."""
-        encoding = self._console.encoding  # may lack η: print "?" rather than fail
-        text = text.encode(encoding, errors="replace").decode(encoding)
         self._console.print(wrapped(text, self.width), markup=False, soft_wrap=True)
 
     def show(self, record: Record) -> None:

@@ -57,6 +57,14 @@ def _hide_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def silence_matplotlib() -> None:
+    """Hide what matplotlib 3.11 logs about its caches: that it makes them, or cannot write them.
+
+    It continues without them. No upstream issue was found.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def quiet_cluster_detection() -> Iterator[None]:
     """Hide what JAX logs while it detects a cluster. Errors are still raised.

@@ -1,6 +1,5 @@
 """Output of a run, on terminals of several widths and without a terminal."""
 
-import io
 import os
 import pty
 import re
@@ -165,19 +164,6 @@ def test_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]):
     with Display(20) as on_screen:
         on_screen.say("writes to runs/[bold]x[/bold] [/]")
     assert capsys.readouterr().out == "writes to runs/[bold]x[/bold] [/]\n"
-
-
-@pytest.mark.parametrize(("encoding", "eta"), [("ascii", "?"), ("cp1252", "?"), ("utf-8", "η")])
-def test_unencodable_character_does_not_end_the_run(
-    monkeypatch: pytest.MonkeyPatch, encoding: str, eta: str
-):
-    file = io.BytesIO()
-    with io.TextIOWrapper(file, encoding=encoding, write_through=True) as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        with Display(20) as on_screen:
-            on_screen.say("learning rate   η = 0.1")
-        assert file.getvalue().decode(encoding) == f"learning rate   {eta} = 0.1\n"
-        monkeypatch.undo()
 
 
 def test_only_the_first_process_prints(
