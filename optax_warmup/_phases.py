@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -13,12 +13,9 @@ from jax.typing import DTypeLike
 from optax_warmup import _checks, _json
 from optax_warmup._epochs import epochs_to_steps
 from optax_warmup._phase import BatchSizePhase
-from optax_warmup._scaling import linear_scaling, sqrt_scaling
+from optax_warmup._scaling import Scaling, scaled
 from optax_warmup._table import rate_table, wrapped
 from optax_warmup._warmup import Schedule, gradual_warmup, sequence
-
-Scaling = Literal["linear", "sqrt"]
-_RULES: dict[str, Callable[..., float]] = {"linear": linear_scaling, "sqrt": sqrt_scaling}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,9 +248,10 @@ class BatchSizePhases:
     @property
     def _rates(self) -> tuple[float, ...]:
         """The learning rate before the first phase, then the peak of each phase."""
-        base, size, rule = self.base_learning_rate, self.base_batch_size, _RULES[self.scaling]
+        base, size = self.base_learning_rate, self.base_batch_size
         peaks = (
-            p.decay_factor * rule(base, p.batch_size, base_batch_size=size) for p in self.phases
+            p.decay_factor * scaled(self.scaling, base, p.batch_size, base_batch_size=size)
+            for p in self.phases
         )
         return (base, *peaks)
 

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from optax_warmup import _checks, _json
 from optax_warmup._decay import warmup_piecewise_decay
 from optax_warmup._epochs import epochs_to_steps
-from optax_warmup._scaling import linear_scaling
+from optax_warmup._scaling import Scaling, scaled
 from optax_warmup._table import rate_table, wrapped
 from optax_warmup._warmup import Schedule, constant_warmup
 
@@ -30,9 +30,9 @@ class LargeMinibatchRecipe:
         + (peak_learning_rate - base_learning_rate) * t / warmup_steps       if t < warmup_steps
       peak_learning_rate * decay_factor ** (number of milestone_steps <= t)  otherwise
 
-    `peak_learning_rate` is `base_learning_rate * batch_size / base_batch_size`. An epoch has
-    `num_examples // batch_size` updates and drops the remaining images. `epochs_to_steps` converts
-    epochs.
+    `peak_learning_rate` is `base_learning_rate * batch_size / base_batch_size`, as in the paper.
+    The scaling "sqrt" takes the square root of the ratio. An epoch has `num_examples // batch_size`
+    updates and drops the remaining images. `epochs_to_steps` converts epochs.
 
     Args:
       num_examples: number of images in the training set, at least one minibatch.
@@ -47,6 +47,7 @@ class LargeMinibatchRecipe:
       decay_factor: factor of the learning rate at each milestone; > 0 and <= 1.
       base_learning_rate: learning rate for `base_batch_size` and at the start of the warmup; > 0.
       base_batch_size: batch size that `base_learning_rate` was tuned for, at least 1.
+      scaling: scaling rule, "linear" as in the paper, or "sqrt" as for LAMB.
 
     Examples:
       >>> import optax_warmup as ow
@@ -63,6 +64,8 @@ class LargeMinibatchRecipe:
 
     Source:
       Goyal et al., "Accurate, Large Minibatch SGD", sections 2.1, 2.2 and 5.1, arXiv:1706.02677.
+      Square-root scaling for LAMB: You et al., "Large Batch Optimization for Deep Learning",
+      arXiv:1904.00962.
     """
 
     num_examples: int
@@ -75,6 +78,7 @@ class LargeMinibatchRecipe:
     decay_factor: float = 0.1
     base_learning_rate: float = 0.1
     base_batch_size: int = 256
+    scaling: Scaling = "linear"
 
     def __post_init__(self) -> None:
         for name in ("num_examples", "num_workers", "batch_size_per_worker", "base_batch_size"):
@@ -84,6 +88,7 @@ class LargeMinibatchRecipe:
             object.__setattr__(self, name, _number(name, getattr(self, name), **bounds))
         object.__setattr__(self, "milestones", _epochs("milestones", self.milestones))
         _checks.one_of("warmup", self.warmup, get_args(Warmup))
+        _checks.one_of("scaling", self.scaling, get_args(Scaling))
         self._check_sizes()
         self._check_order()
 
@@ -92,7 +97,8 @@ class LargeMinibatchRecipe:
             raise ValueError(
                 f"num_workers * batch_size_per_worker = {self.num_workers} * "
                 f"{self.batch_size_per_worker} = {self.batch_size} must be at most "
-                f"num_examples = {self.num_examples}"
+                f"num_examples = {self.num_examples}, such as with num_workers = "
+                f"{max(1, self.num_examples // self.batch_size_per_worker)}"
             )
         if not 1 <= self.num_steps <= _checks.MAX_STEP:
             raise ValueError(
@@ -144,8 +150,11 @@ class LargeMinibatchRecipe:
     @property
     def peak_learning_rate(self) -> float:
         """Learning rate after the warmup, scaled to the batch size."""
-        return linear_scaling(
-            self.base_learning_rate, self.batch_size, base_batch_size=self.base_batch_size
+        return scaled(
+            self.scaling,
+            self.base_learning_rate,
+            self.batch_size,
+            base_batch_size=self.base_batch_size,
         )
 
     @property
@@ -192,6 +201,11 @@ class LargeMinibatchRecipe:
         decay = warmup_piecewise_decay(peak, peak, 0, scales, dtype=dtype)
         return constant_warmup(init, steps, decay, dtype=dtype)
 
+    @property
+    def _factor(self) -> str:
+        ratio = f"{self.batch_size}/{self.base_batch_size}"
+        return ratio if self.scaling == "linear" else f"√({ratio})"
+
     def describe(self, *, width: int | None = None) -> str:
         """Summary and table of learning rates, to print before training.
 
@@ -214,8 +228,8 @@ class LargeMinibatchRecipe:
             f"minibatch       k = {self.num_workers} workers x n = {self.batch_size_per_worker} "
             f"images, kn = {self.batch_size}",
             f"learning rate   η = {self.base_learning_rate:g} for {self.base_batch_size} images, "
-            f"scaled by {self.batch_size}/{self.base_batch_size}: "
-            f"kη = {self.peak_learning_rate:g}",
+            f"scaled by {self._factor}: "
+            f"{'kη = ' if self.scaling == 'linear' else ''}{self.peak_learning_rate:g}",
             f"warmup          {kind}"
             + (f", {warmup} steps ({warmup / epoch:g} epochs)" if warmup else "")
             + (" (auto)" if self.warmup == "auto" else ""),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 
 from optax_warmup import _checks
+
+Scaling = Literal["linear", "sqrt"]
 
 # A number gives a float, an array an array of the same type.
 _Value = TypeVar("_Value", float, jax.Array)
@@ -64,6 +66,12 @@ def sqrt_scaling(base_value: _Value, batch_size: int, *, base_batch_size: int = 
       arXiv:1404.5997; the comparison is table 2a of arXiv:1706.02677.
     """
     return base_value * math.sqrt(_ratio(base_value, batch_size, base_batch_size))
+
+
+def scaled(scaling: Scaling, base_value: float, batch_size: int, *, base_batch_size: int) -> float:
+    """Learning rate for another batch size by the scaling rule with this name."""
+    rule = linear_scaling if scaling == "linear" else sqrt_scaling
+    return rule(base_value, batch_size, base_batch_size=base_batch_size)
 
 
 def _ratio(base_value: float | jax.Array, batch_size: int, base_batch_size: int) -> float:

@@ -177,6 +177,7 @@ def test_json_keeps_every_field():
         "decay_factor": 0.2,
         "base_learning_rate": 0.3,
         "base_batch_size": 20,
+        "scaling": "sqrt",
     }
     assert set(fields) == {field.name for field in dataclasses.fields(ow.LargeMinibatchRecipe)}
     recipe = ow.LargeMinibatchRecipe(**fields)
@@ -243,6 +244,7 @@ NAN, INF = float("nan"), float("inf")
         ({"num_epochs": 4}, "warmup_epochs must be at most num_epochs = 4, got 5"),
         ({"warmup": "linear"}, "warmup must be one of 'auto', 'none', .*, got 'linear'"),
         ({"warmup": None}, "warmup must be one of .*, got None"),
+        ({"scaling": "cubic"}, "scaling must be one of 'linear', 'sqrt', got 'cubic'"),
         ({"milestones": (60, 30)}, r"milestones must increase, without repeats, got \[60, 30\]"),
         ({"milestones": (30, 30)}, r"milestones must increase, without repeats, got \[30, 30\]"),
         (
@@ -275,6 +277,22 @@ def test_bad_recipes(changed, message):
 def test_warmup_epochs_are_ignored_without_a_warmup():
     """Without a warmup, `warmup_epochs` may exceed the milestones and the run."""
     ow.LargeMinibatchRecipe(**IMAGENET, warmup="none", num_epochs=4, milestones=(1, 2))
+
+
+@pytest.mark.parametrize("doublings", range(7))
+def test_square_root_scaling_has_the_rates_of_lamb(doublings):
+    """You et al. (arXiv:1904.00962), table 5: 4/(2^3 · 100) at 512 up to 4/(2^0 · 100) at 32768."""
+    recipe = ow.LargeMinibatchRecipe(
+        num_examples=1281167,
+        num_workers=16 * 2**doublings,
+        base_learning_rate=4 / (2**3 * 100),
+        base_batch_size=512,
+        scaling="sqrt",
+    )
+    peak = 4 / (2 ** (3 - doublings / 2) * 100)
+    assert recipe.peak_learning_rate == pytest.approx(peak, rel=1e-12)
+    assert float(recipe.schedule()(recipe.warmup_steps)) == pytest.approx(peak, rel=1e-6)
+    assert f"scaled by √({recipe.batch_size}/512): {peak:g}" in recipe.describe()
 
 
 def test_float64_if_requested(x64):
