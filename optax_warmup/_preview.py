@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import difflib
 import math
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,22 @@ PAPER: dict[str, Any] = {"num_examples": 1281167, "num_workers": 256}
 MARKS = "*o+x#@%&"
 LEFT_OF_CHART = 11  # columns for the labels of its vertical axis
 FIELDS = [field.name for field in dataclasses.fields(LargeMinibatchRecipe)]
+
+# Flags of other trainers, and what they are called here.
+FLAGS_ELSEWHERE = {
+    "lr": "base-learning-rate",
+    "learning-rate": "base-learning-rate",
+    "epochs": "num-epochs",
+    "max-epochs": "num-epochs",
+    "num-train-epochs": "num-epochs",
+    "batch-size": "batch-size-per-worker",
+    "per-device-train-batch-size": "batch-size-per-worker",
+    "workers": "num-workers",
+    "lr-steps": "milestones",
+    "gamma": "decay-factor",
+    "lr-gamma": "decay-factor",
+    "warmup-steps": "warmup-epochs",
+}
 
 EXAMPLES = """examples:
   python -m optax_warmup                                 the paper's recipe at a minibatch of 8192
@@ -40,26 +58,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        return _complain(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(unknown[0])}")
     try:
         recipes = _recipes(options)
         if options.json:
             print("\n".join(recipe.to_json() for recipe in recipes.values()))
             return 0
         curves = {name: _curve(recipe) for name, recipe in recipes.items()}
+        if options.csv:
+            write_csv(recipes, options.csv)
+        if options.png:
+            write_png(curves, options.png, log=options.log)
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for name, recipe in recipes.items():
             print(f"== {name}\n{recipe.describe(width=columns)}\n")
         width = options.width or max(10, min(72, (columns or 80) - LEFT_OF_CHART))
         print(chart(curves, width, options.height, log=options.log))
-        if options.csv:
-            write_csv(recipes, options.csv)
-            print(f"\nwrote {options.csv}")
-        if options.png:
-            write_png(curves, options.png, log=options.log)
-            print(f"\nwrote {options.png}")
+        for file in filter(None, (options.csv, options.png)):
+            print(f"\nwrote {file}")
     except OSError as error:
-        return _complain(f"{error.filename}: {error.strerror}")
+        flags = {options.csv: "--csv ", options.png: "--png "}
+        return _complain(f"{flags.get(error.filename, '')}{error.filename}: {error.strerror}")
     except (ValueError, ImportError) as error:
         return _complain(str(error))
     return 0
@@ -68,6 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(message: str) -> int:
     print(f"optax_warmup: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _suggestion(word: str) -> str:
+    """Advice about a flag that does not exist."""
+    name = word.partition("=")[0].lstrip("-").replace("_", "-").lower()
+    names = [field.replace("_", "-") for field in FIELDS]
+    close = [FLAGS_ELSEWHERE[name]] if name in FLAGS_ELSEWHERE else []
+    close += difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean --{close[0]}?" if close else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,19 +158,30 @@ def _recipes(options: argparse.Namespace) -> dict[str, LargeMinibatchRecipe]:
     given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     changes = {name: _value(name, text) for name, text in given.items()}
     if options.files:
-        recipes = {
-            file: dataclasses.replace(_read(file), **changes)
-            for file in dict.fromkeys(options.files)
-        }
+        recipes = {file: _changed(_read(file), changes) for file in dict.fromkeys(options.files)}
     else:
-        recipes = {"recipe": LargeMinibatchRecipe(**(PAPER | changes))}
+        recipes = {"recipe": _changed(LargeMinibatchRecipe(**PAPER), changes)}
     first = next(iter(recipes.values()))
     for words in options.vs:
         changed = dict(_assignment(word) for word in words)
-        recipes[" ".join(words)] = dataclasses.replace(first, **changed)
+        try:
+            recipes[" ".join(words)] = dataclasses.replace(first, **changed)
+        except ValueError as error:
+            raise ValueError(f"--vs {' '.join(words)}: {error}") from None
     if len(recipes) > len(MARKS):
         raise ValueError(f"at most {len(MARKS)} recipes fit in one chart, got {len(recipes)}")
     return recipes
+
+
+def _changed(recipe: LargeMinibatchRecipe, changes: dict[str, Any]) -> LargeMinibatchRecipe:
+    """A recipe with the values of flags; errors name the flags instead of the arguments."""
+    try:
+        return dataclasses.replace(recipe, **changes)
+    except ValueError as error:
+        names = "|".join(name for name in FIELDS if "_" in name)  # others are also words
+        pattern = rf"^({'|'.join(FIELDS)})\b|\b({names})\b"
+        message = re.sub(pattern, lambda m: f"--{m[0].replace('_', '-')}", str(error))
+        raise ValueError(message) from None
 
 
 def _read(file: str) -> LargeMinibatchRecipe:
@@ -164,7 +205,7 @@ def _value(name: str, text: str) -> Any:
     """The value of a command-line word. Invalid values are left to the checks of the recipe."""
     if name == "milestones":
         return tuple(_number(word) for word in text.split(",") if word)
-    return text if name == "warmup" else _number(text)
+    return text if name in ("warmup", "scaling") else _number(text)
 
 
 def _number(text: str) -> int | float | str:
@@ -252,4 +293,7 @@ def write_png(curves: Mapping[str, Curve], file: str, *, log: bool) -> None:
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
+    try:
+        figure.savefig(file, dpi=150)
+    except ValueError as error:  # an ending that matplotlib does not know
+        raise ValueError(f"--png {file}: {error}") from None

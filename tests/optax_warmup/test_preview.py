@@ -2,6 +2,7 @@
 
 # Some tests pass invalid arguments.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportPrivateUsage=false
 
 import csv
 import json
@@ -149,18 +150,26 @@ def test_json_round_trip(cli, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num-workers", "0"], "num_workers must be an integer from 1"),
-        (["--num-workers", "many"], "num_workers must be an integer from 1"),
-        (["--milestones", "60,30"], "milestones must increase"),
-        (["--warmup", "linear"], "warmup must be one of"),
-        (["--epochs", "3"], "unrecognized arguments: --epochs"),
+        (["--num-workers", "0"], "--num-workers must be an integer from 1"),
+        (["--num-workers", "many"], "--num-workers must be an integer from 1"),
+        (["--milestones", "60,30"], "--milestones must increase"),
+        (["--warmup", "linear"], "--warmup must be one of"),
+        (["--epochs", "3"], "unrecognized arguments: --epochs; did you mean --num-epochs?"),
+        (["--lr=3"], "unrecognized arguments: --lr=3; did you mean --base-learning-rate?"),
+        (["--num_worker", "3"], "did you mean --num-workers?"),
+        (
+            ["--num-examples", "162"],
+            "--num-workers * --batch-size-per-worker = 256 * 32 = 8192 must be at most "
+            "--num-examples = 162, such as with --num-workers = 5",
+        ),
+        (["--num-epochs", "4"], "--warmup-epochs must be at most --num-epochs = 4, got 5"),
         (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
         (["--width", "5"], "--width must be from 10 to 500"),
         (["--vs", "epochs=3"], "--vs must be FIELD=VALUE with FIELD one of num_examples"),
         (["--vs", "warmup"], "--vs must be FIELD=VALUE"),
         (["--vs", "warmup_epochs=99"], "warmup_epochs must be at most num_epochs = 90"),
         (["nowhere.json"], "nowhere.json: No such file or directory"),
-        (["--csv", "/nowhere/rates.csv"], "/nowhere/rates.csv: No such file or directory"),
+        (["--csv", "/nowhere/rates.csv"], "--csv /nowhere/rates.csv: No such file or directory"),
         (
             [f"--vs=num_epochs={90 + n}" for n in range(9)],
             "at most 8 recipes fit in one chart, got 10",
@@ -175,11 +184,44 @@ def test_errors_are_one_line_and_exit_2(cli, words, message):
     assert err.count("\n") == 1
 
 
+# A sensible and a silly value of every flag.
+VALUES = {
+    "files": ([], ["nowhere.json"]), "--num-examples": (["5000000"], ["-1"]),
+    "--num-workers": (["8"], ["0"]), "--batch-size-per-worker": (["16"], ["1.5"]),
+    "--num-epochs": (["30"], ["nan"]), "--warmup": (["none"], ["linear"]),
+    "--warmup-epochs": (["2"], ["100"]), "--milestones": (["10,20"], ["20,10"]),
+    "--decay-factor": (["0.2"], ["2"]), "--base-learning-rate": (["0.2"], ["inf"]),
+    "--base-batch-size": (["512"], ["0"]), "--scaling": (["sqrt"], ["cubic"]),
+    "--vs": (["warmup=none"], ["warmup"]), "--png": (["p.png"], ["nowhere/p.png"]),
+    "--csv": (["r.csv"], ["nowhere/r.csv"]), "--json": ([], ["=yes"]), "--log": ([], ["=yes"]),
+    "--width": (["60"], ["5"]), "--height": (["10"], ["tall"]),
+}  # fmt: skip
+FLAGS = [
+    action.option_strings[0] if action.option_strings else action.dest
+    for action in _preview._parser()._actions
+    if action.dest != "help"
+]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_takes_sensible_values_and_rejects_silly_ones(cli, flag, tmp_path, monkeypatch):
+    """A new flag must be added to VALUES."""
+    monkeypatch.chdir(tmp_path)
+    sensible, silly = VALUES[flag]
+    name = [flag] if flag.startswith("--") else []
+    code, _, err = cli(*name, *sensible)
+    assert (code, err) == (0, "")
+    code, out, err = cli(*([flag + silly[0]] if silly[0][0] == "=" else [*name, *silly]))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert (flag if name else silly[0]) in err
+
+
 def test_an_unknown_picture_format(cli):
     pytest.importorskip("matplotlib")
     code, _, err = cli("--png", "rates.movie")
     assert code == 2
-    assert err.startswith("optax_warmup: Format 'movie' is not supported")
+    assert err.startswith("optax_warmup: --png rates.movie: Format 'movie' is not")
     assert err.count("\n") == 1
 
 
