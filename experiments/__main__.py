@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Literal
 
 import joblib
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
@@ -54,7 +53,9 @@ class Options:
     Prepare the data first: `python -m train.prepare fashion_mnist --archives DIR`.
     """
 
-    experiments: tyro.conf.Positional[tuple[Name, ...]] = ()
+    experiments: tuple[Name, ...] = dataclasses.field(
+        default=(), metadata={"positional": "EXPERIMENT"}
+    )
     """Experiments to run; all of them if omitted."""
 
     seeds: tuple[int, ...] = ()

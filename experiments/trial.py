@@ -4,8 +4,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
-
 from experiments.plan import TRIALS
 from train import command_line
 from train.errors import UsageError
@@ -18,7 +16,7 @@ PROG = "python -m experiments.trial"
 class Options:
     """Train one trial of experiments/plan.py with one seed."""
 
-    name: tyro.conf.Positional[str]
+    name: str = dataclasses.field(metadata={"positional": "NAME"})
     """Name of the trial, such as kn-1024."""
 
     seed: int = 0

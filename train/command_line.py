@@ -1,6 +1,5 @@
 """The command line that all commands share: parsing, errors in one line, exit codes."""
 
-import contextlib
 import dataclasses
 import inspect
 import io
@@ -11,18 +10,27 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import jax
-import tyro
 
 from train.cluster.joining import is_joining
 from train.config import Config, JsonObject
-from train.errors import RunError, UsageError, check_is_local, flag, from_os_error
-from train.recipes import RECIPES
-from train.run import workarounds
+from train.errors import (
+    RunError,
+    UsageError,
+    check_folder,
+    check_is_local,
+    check_number,
+    flag,
+    from_os_error,
+)
+from train.recipes import RECIPES, with_optimizer
+from train.run import flag_names, flags, help_page, workarounds
 from train.run.startup import INTERRUPTED
 
 T = TypeVar("T")
 
 BAD_USAGE, FAILED = 2, 1
+COMMANDS = ("prepare", "inspect", "evaluate", "memory", "pod")
+TRAINS = "Train a ResNet with large minibatches, as in arXiv:1706.02677."
 
 
 def parse_run(args: list[str], prog: str = "python -m train", description: str = "") -> Config:
@@ -30,26 +38,92 @@ def parse_run(args: list[str], prog: str = "python -m train", description: str =
 
     Args:
         args: words of the command line.
-        prog: name of the command, for usage messages.
-        description: what the command does, for `--help`.
+        prog: name of the command, for messages.
+        description: what the command does, for `--help`. Default: what the recipe trains.
 
     Raises:
         UsageError: in one line, if the command line is wrong.
     """
-    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
-        args = ["digits", *args]
-    recipes = {
-        name: (inspect.cleandoc(make.__doc__ or ""), make()) for name, make in RECIPES.items()
-    }
-    return _parse(
-        lambda: tyro.extras.overridable_config_cli(
-            recipes,
-            prog=prog,
-            description=f"{description}\n\nWithout a recipe: digits.".strip(),
-            args=args,
-            config=(tyro.conf.OmitArgPrefixes,),
+    recipe, words = _recipe_of(args, prog)
+    if is_help := not {*help_page.HELP}.isdisjoint(words):
+        words = [word for word in words if word not in help_page.HELP]
+    config = RECIPES[recipe or "digits"]()
+    try:
+        values = flags.parse(
+            _all_flags(config), words, prog, f"a recipe comes first: {prog} RECIPE"
         )
+        config = with_optimizer(config, values.get("optimizer", "sgd"))
+    except UsageError:
+        if not is_help:
+            raise
+        values = {}
+    if is_help:
+        _print_help_of_run(config, recipe, prog, description)
+    config = _expand_home(config.replace(**values))
+    _check_folders(config)
+    return config
+
+
+def _check_folders(config: Config) -> None:
+    """Reject unusable folders before anything is read."""
+    workdir, init_from = config.output.workdir, config.experiment.init_from
+    check_folder("workdir", workdir)
+    for name in ("data_dir", "compilation_cache_dir"):
+        if (folder := getattr(config.machine, name)) is not None:
+            check_folder(name, folder)
+    if init_from is None or (workdir / "checkpoints").is_dir():  # a resumed run does not need it
+        return
+    is_checkpoint = init_from.parent.name == "checkpoints" and init_from.is_dir()
+    if not is_checkpoint and not (init_from / "checkpoints").is_dir():
+        raise UsageError(
+            f"--init-from {init_from} has no checkpoints; name the workdir of a trained run, or "
+            "checkpoints/STEP in one"
+        )
+
+
+def _recipe_of(args: list[str], prog: str) -> tuple[str, list[str]]:
+    """The recipe, empty if there is none, and the other words."""
+    if not args or args[0].startswith("-"):
+        return "", args
+    name = args[0]
+    if name in RECIPES:
+        return name, args[1:]
+    if name in COMMANDS:
+        raise UsageError(f"{name} is a command of its own: python -m train.{name}")
+    close = flag_names.closest(name, RECIPES)
+    raise UsageError(
+        f"there is no recipe {name!r}; {f'did you mean {close}? ' if close else ''}"
+        f"The recipes are {', '.join(RECIPES)}"
     )
+
+
+def _groups(config: Config) -> list[help_page.Group]:
+    """The flags of a run, with the values of a configuration as defaults."""
+    parts = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    return [
+        help_page.Group(
+            title=type(part).__name__,
+            about=inspect.getdoc(type(part)) or "",
+            flags=flags.flags_of(part),
+        )
+        for part in parts
+    ]
+
+
+def _all_flags(config: Config) -> list[flags.Flag]:
+    return [one for group in _groups(config) for one in group.flags]
+
+
+def _print_help_of_run(config: Config, recipe: str, prog: str, description: str) -> NoReturn:
+    about = {name: inspect.cleandoc(make.__doc__ or "") for name, make in RECIPES.items()}
+    paragraphs = [description or about[recipe] if recipe else description or TRAINS]
+    if not recipe:
+        lines = [f"  {name}: {text.splitlines()[0]}" for name, text in about.items()]
+        paragraphs += ["Recipes, of which digits is the default:", "\n".join(lines)]
+        paragraphs += [f"'{prog} RECIPE --help' shows the defaults of a recipe."]
+    usage = f"usage: {prog} {recipe or '[RECIPE]'} [OPTIONS]"
+    print(help_page.help_page(usage, "\n\n".join(paragraphs), _groups(config)))
+    sys.exit(0)
 
 
 def parse_options(options: type[T], args: list[str], prog: str) -> T:
@@ -58,23 +132,18 @@ def parse_options(options: type[T], args: list[str], prog: str) -> T:
     Args:
         options: dataclass with the flags.
         args: words of the command line.
-        prog: name of the command, for usage messages.
+        prog: name of the command, for messages.
 
     Raises:
         UsageError: in one line, if the command line is wrong.
     """
-    return _parse(lambda: tyro.cli(options, prog=prog, args=args))
-
-
-def _parse(call_tyro: Callable[[], T]) -> T:
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return _expand_home(call_tyro())
-    except SystemExit as ending:
-        if not ending.code:  # --help
-            raise
-        raise UsageError(workarounds.message_of_tyro(box.getvalue())) from None
+    known = flags.flags_of(options)
+    if not {*help_page.HELP}.isdisjoint(args):
+        group = help_page.Group(title="Options", about="", flags=known)
+        about = inspect.cleandoc(options.__doc__ or "")
+        print(help_page.help_page(help_page.usage_of(known, prog), about, [group]))
+        sys.exit(0)
+    return _expand_home(options(**flags.parse(known, args, prog)))
 
 
 def _expand_home(options: T) -> T:
@@ -131,8 +200,7 @@ def simulate_devices(num_devices: int | None) -> None:
     Raises:
         UsageError: if the number is less than 1.
     """
+    check_number("num_devices", num_devices, minimum=1)
     if num_devices is not None:
-        if num_devices < 1:
-            raise UsageError(f"--num-devices is {num_devices}; it must be at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", num_devices)

@@ -4,34 +4,39 @@ The paper's k and n belong to the experiment, devices belong to the machine. The
 visible in the types: numbers depend on an `Experiment` and on nothing else, so resuming compares
 experiments only.
 
-The file is long because it documents every flag, and nothing else does.
+The file is long because it documents and checks every flag, and nothing else does.
 """
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import tyro
-
 from optax_warmup import LargeMinibatchRecipe
 from train.data.images import AugmentationName
-from train.errors import UsageError, flag
+from train.errors import UsageError, check_number, flag, shown
 
 Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Optimizer = Literal["sgd", "lars", "lamb"]
 OnNonfinite = Literal["stop", "skip"]
 JsonObject = dict[str, Any]
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that the numbers depend on."""
 
-    recipe: tyro.conf.Suppress[str]
+    recipe: str = dataclasses.field(metadata={"hidden": True})
     """Name of the recipe that the defaults come from."""
 
-    dataset: str
+    dataset: str = dataclasses.field(metadata={"metavar": "NAME"})
     """Name of a prepared tensorflow-datasets data set, such as cifar10 or imagenet2012."""
 
     data: Literal["prepared", "synthetic"] = "prepared"
@@ -46,11 +51,11 @@ class Experiment:
     augmentation: AugmentationName
     """Training augmentation. crop-flip is the paper's; shift and shift-flip suit small images."""
 
-    mean: tyro.conf.Suppress[tuple[float, ...]]
-    """Mean of each color on a scale from 0 to 1, one per input channel."""
+    mean: tuple[float, ...]
+    """Mean of each color on a scale from 0 to 1: one number for gray images, three for RGB."""
 
-    std: tyro.conf.Suppress[tuple[float, ...]]
-    """Standard deviation of each color on a scale from 0 to 1, one per input channel."""
+    std: tuple[float, ...]
+    """Standard deviation of each color on a scale from 0 to 1, as many numbers as --mean."""
 
     num_workers: int
     """k: workers that share a minibatch, on any number of devices."""
@@ -68,18 +73,30 @@ class Experiment:
     warmup_epochs: float = 5
     """Length of the warmup, in epochs."""
 
-    milestones: tuple[float, ...] = (30, 60, 80)
-    """Epochs at which the learning rate is divided by 10."""
+    milestones: tuple[float, ...] = dataclasses.field(
+        default=(30, 60, 80), metadata={"may_be_empty": True}
+    )
+    """Epochs at which the learning rate is divided by 10. The flag alone: never."""
 
     base_learning_rate: float = 0.1
-    """Learning rate for a minibatch of --base-batch-size. It is scaled linearly with the
-    minibatch."""
+    """Learning rate for a minibatch of --base-batch-size."""
 
     base_batch_size: int = 256
     """Minibatch size that --base-learning-rate belongs to."""
 
-    optimizer: Literal["sgd", "lars", "lamb"] = "sgd"
-    """The optimizer. sgd is the paper's; lars and lamb need other learning rates."""
+    scaling: Literal["linear", "sqrt"] = "linear"
+    """Scaling of the learning rate with the minibatch: in proportion to it, as in the paper, or to
+    its square root, the default of lamb."""
+
+    optimizer: Optimizer = "sgd"
+    """The optimizer. sgd is the paper's. lars and lamb scale the update of each layer, for
+    minibatches above 8192; they have default learning rates of their own."""
+
+    momentum: float = MOMENTUM
+    """Momentum of sgd and lars. lamb has none."""
+
+    weight_decay: float = WEIGHT_DECAY
+    """Weight decay of all parameters except γ and β of batch normalization."""
 
     init_from: Path | None = None
     """Workdir or checkpoint of a trained run to start from. A different number of classes gets a
@@ -97,9 +114,22 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Check everything that needs neither data nor devices."""
-        _check_minimum(self, 1, "num_workers", "batch_size_per_worker")
-        _check_minimum(self, 8, "image_size")
-        _check_seed("seed", self.seed)
+        for name in ("num_workers", "batch_size_per_worker", "base_batch_size"):
+            check_number(name, getattr(self, name), minimum=1)
+        check_number("image_size", self.image_size, minimum=8)
+        for name in ("num_epochs", "base_learning_rate"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("warmup_epochs", "weight_decay"):
+            check_number(name, getattr(self, name), minimum=0)
+        check_number("momentum", self.momentum, minimum=0, below=1)
+        check_number("seed", self.seed, minimum=0, maximum=LARGEST_SEED)
+        _check_milestones(self.milestones)
+        _check_colors(self.mean, self.std)
+        if self.optimizer == "lamb" and self.momentum != MOMENTUM:
+            raise UsageError(
+                f"--momentum is {shown(self.momentum)}, but lamb has none to set; leave it out, or "
+                "choose --optimizer sgd or lars"
+            )
 
     @property
     def batch_size(self) -> int:
@@ -123,6 +153,7 @@ class Experiment:
         warmup = self.warmup
         if warmup == "auto" and self.init_from and self.batch_size > self.base_batch_size:
             warmup = "constant"  # the paper's choice for pretrained layers (section 2.2)
+        self._check_schedule(warmup, num_examples)
         try:
             return LargeMinibatchRecipe(
                 num_examples=num_examples,
@@ -134,9 +165,47 @@ class Experiment:
                 milestones=self.milestones,
                 base_learning_rate=self.base_learning_rate,
                 base_batch_size=self.base_batch_size,
+                scaling=self.scaling,
             )
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(_with_flags(str(error))) from error
+
+    def _check_schedule(self, warmup: str, num_examples: int) -> None:
+        """Reject a schedule that does not fit the data or itself, and name flags that would."""
+        if self.batch_size > num_examples:
+            raise UsageError(
+                f"--num-workers is {self.num_workers}: a minibatch of {self.num_workers} × "
+                f"{self.batch_size_per_worker} = {self.batch_size} images is larger than the "
+                f"training set of {num_examples}; {self._sizes_for(num_examples)}"
+            )
+        if warmup in ("constant", "gradual") and self.batch_size < self.base_batch_size:
+            raise UsageError(
+                f"--warmup is {warmup}, but the learning rate would fall: the minibatch of "
+                f"{self.batch_size} images is smaller than --base-batch-size, "
+                f"{self.base_batch_size}; pass --warmup auto, or more --num-workers"
+            )
+        if warmup == "none" or (warmup == "auto" and self.batch_size <= self.base_batch_size):
+            return
+        if self.warmup_epochs > self.num_epochs:
+            raise UsageError(
+                f"--warmup-epochs is {self.warmup_epochs:g}; it must be at most --num-epochs, "
+                f"{self.num_epochs:g}: pass a shorter warmup, such as --warmup-epochs "
+                f"{self.num_epochs / 18:.2g}, or --warmup none"
+            )
+        if self.milestones and self.milestones[0] < self.warmup_epochs:
+            raise UsageError(
+                f"--milestones begins with {self.milestones[0]:g}; it must be at least "
+                f"--warmup-epochs, {self.warmup_epochs:g}, where the warmup ends: pass later "
+                f"milestones, or --warmup-epochs {self.milestones[0]:g} or less"
+            )
+
+    def _sizes_for(self, num_examples: int) -> str:
+        """Flags for a minibatch that fits the training set."""
+        num_workers = num_examples // self.batch_size_per_worker
+        if num_workers == 0:
+            return f"pass --num-workers 1 --batch-size-per-worker {num_examples} or less"
+        # A power of two is a multiple of most numbers of devices.
+        return f"pass --num-workers {2 ** (num_workers.bit_length() - 1)} or fewer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,8 +257,10 @@ class Machine:
     """Folder that keeps compiled programs for the next start. Default:
     $JAX_COMPILATION_CACHE_DIR or ~/.cache/optax-warmup; none for several processes."""
 
-    coordinator_address: str | None = None
-    """host:port of process 0, for several processes outside a detected cluster."""
+    coordinator_address: str | None = dataclasses.field(
+        default=None, metadata={"metavar": "HOST:PORT"}
+    )
+    """Address of process 0, for several processes outside a detected cluster."""
 
     num_processes: int | None = None
     """Number of processes, with --coordinator-address. 1 trains in this process alone, even if a
@@ -203,11 +274,13 @@ class Machine:
 
     def __post_init__(self) -> None:
         """Check everything that needs neither data nor devices."""
-        _check_minimum(
-            self, 1, "num_steps", "num_devices", "accumulation_steps", "num_reader_threads",
+        for name in (
+            "num_steps", "num_devices", "accumulation_steps", "num_reader_threads",
             "prefetch_steps", "num_processes", "coordinator_timeout_seconds",
-        )  # fmt: skip
-        _check_minimum(self, 0, "num_reader_processes", "max_nonfinite_steps")
+        ):  # fmt: skip
+            check_number(name, getattr(self, name), minimum=1)
+        for name in ("num_reader_processes", "max_nonfinite_steps"):
+            check_number(name, getattr(self, name), minimum=0)
         cluster = (self.coordinator_address, self.num_processes, self.process_id)
         if None in cluster and cluster not in ((None, None, None), (None, 1, None)):
             raise UsageError(
@@ -250,17 +323,16 @@ class Output:
 
     def __post_init__(self) -> None:
         """Check everything that needs neither data nor devices."""
-        _check_minimum(
-            self, 1, "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps",
+        for name in (
+            "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps",
             "keep_checkpoints",
-        )  # fmt: skip
-        minutes = self.checkpoint_every_minutes
-        if minutes is not None and not minutes > 0:
-            raise UsageError(f"--checkpoint-every-minutes is {minutes}; it must be more than 0")
+        ):  # fmt: skip
+            check_number(name, getattr(self, name), minimum=1)
+        check_number("checkpoint_every_minutes", self.checkpoint_every_minutes, above=0)
         for seed in self.seeds:
-            _check_seed("seeds", seed)
+            check_number("seeds", seed, minimum=0, maximum=LARGEST_SEED)
         if len(set(self.seeds)) < len(self.seeds):
-            raise UsageError(f"--seeds repeats a seed: {list(self.seeds)}; they must differ")
+            raise UsageError(f"--seeds is {_listed(self.seeds)}; the seeds must differ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,11 +408,13 @@ def _part_from_json(kind: type[Any], saved: JsonObject) -> Any:
     return kind(**values)
 
 
-def _check_minimum(part: Experiment | Machine | Output, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(part, name)
-        if value is not None and value < minimum:
-            raise UsageError(f"{flag(name)} is {value}; it must be at least {minimum}")
+def _check_milestones(milestones: tuple[float, ...]) -> None:
+    line = f"--milestones is {_listed(milestones)}"
+    if not all(0 < epoch < math.inf for epoch in milestones):
+        raise UsageError(f"{line}; each epoch must be more than 0 and finite")
+    increasing = sorted(set(milestones))
+    if list(milestones) != increasing:
+        raise UsageError(f"{line}; epochs must increase, as in {_listed(increasing)}")
 
 
 def _check_address(address: str | None) -> None:
@@ -355,6 +429,30 @@ def _check_address(address: str | None) -> None:
         )
 
 
-def _check_seed(name: str, seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"{flag(name)} is {seed}; it must be from 0 to {2**32 - 1}")
+def _check_colors(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, 3):
+            raise UsageError(
+                f"{flag(name)} has {len(values)} numbers; it must have 1 for gray images or 3 for "
+                "RGB"
+            )
+        if not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
+            bounds = "more than 0 and at most 1" if name == "std" else "from 0 to 1"
+            raise UsageError(f"{flag(name)} is {_listed(values)}; each number must be {bounds}")
+    if len(mean) != len(std):
+        raise UsageError(
+            f"--std has {len(std)} number(s) and --mean has {len(mean)}; both must have 1 for gray "
+            "images or 3 for RGB"
+        )
+
+
+def _listed(values: Iterable[float]) -> str:
+    return " ".join(map(shown, values))
+
+
+def _with_flags(message: str) -> str:
+    """An error of the library with flags instead of its argument names, which it begins with."""
+    names = [field.name for field in dataclasses.fields(LargeMinibatchRecipe)]
+    long = [name for name in names if "_" in name]  # others are also words
+    pattern = rf"^({'|'.join(names)})\b|\b({'|'.join(long)})\b"
+    return re.sub(pattern, lambda match: flag(match[0]), message)

@@ -1,5 +1,7 @@
 """Errors that end a command with one line and no traceback."""
 
+import math
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +21,64 @@ class DataError(RunError):
 def flag(field: str) -> str:
     """The command-line flag that sets a configuration field."""
     return "--" + field.replace("_", "-")
+
+
+def check_number(
+    field: str,
+    value: float | None,
+    *,
+    above: float = -math.inf,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    """Reject the value of a flag that is not finite or outside the bounds.
+
+    Args:
+        field: name of the configuration field that the flag sets.
+        value: its value; None, which stands for a default, is allowed.
+        above: exclusive lower bound.
+        minimum: inclusive lower bound.
+        maximum: inclusive upper bound.
+        below: exclusive upper bound.
+
+    Raises:
+        UsageError: in one line with the flag, its value and the bounds.
+    """
+    # NaN fails all comparisons, infinity the strict ones.
+    if value is None or (above < value < below and minimum <= value <= maximum):
+        return
+    if -math.inf < minimum and maximum < math.inf:
+        bounds = [f"from {minimum} to {maximum}"]
+    else:
+        bounds = [f"more than {above}"] if above > -math.inf else []
+        bounds += [f"at least {minimum}"] if minimum > -math.inf else []
+        bounds += [f"at most {maximum}"] if maximum < math.inf else []
+        bounds += [f"less than {below}"] if below < math.inf else []
+    bounds += [] if math.isfinite(value) or maximum < math.inf or below < math.inf else ["finite"]
+    raise UsageError(f"{flag(field)} is {shown(value)}; it must be {' and '.join(bounds)}")
+
+
+def check_folder(field: str, folder: Path) -> None:
+    """Reject a folder that cannot be created because a file has its name, or that of a parent.
+
+    Args:
+        field: name of the configuration field that the flag sets.
+        folder: the folder.
+
+    Raises:
+        UsageError: with the flag, the folder and the file.
+    """
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            return
+        if os.path.lexists(path):
+            raise UsageError(f"{flag(field)} {folder} is not a folder: {path} is a file")
+
+
+def shown(value: float) -> str:
+    """A number as one would type it: 30, not 30.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def from_os_error(error: OSError) -> RunError:

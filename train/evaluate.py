@@ -67,6 +67,11 @@ def _evaluate(options: Options) -> int:
         raise UsageError(
             f"--workdir {options.workdir} holds no run: config.json: {error.strerror}"
         ) from None
+    path = options.predictions or options.workdir / "predictions.csv"
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"--predictions {path} cannot be written: it must be a file in a folder that exists"
+        )
     # The number of workers does not affect an evaluation: one per device fits any machine.
     config = Config.from_json(saved).replace(
         num_workers=jax.device_count(),
@@ -84,7 +89,6 @@ def _evaluate(options: Options) -> int:
     step = make_evaluation_step(config.experiment, dataset.num_classes, plan.workers)
     num_updates, network = load_network(options.workdir, plan.workers)
     predictions = predict(plan, step, network)
-    path = options.predictions or options.workdir / "predictions.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         labels, classes = predictions.labels, predictions.classes

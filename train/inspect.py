@@ -38,8 +38,7 @@ LABELS_AT_ONCE = 256
 MAX_NAMED_CLASSES = 40  # that fit below a histogram
 MAX_NAME = 14  # characters of a class name that fit above an image or below a bar
 DESCRIPTION = """\
-Inspect the data of a run before training on it. It takes the flags of 'python -m train', which
-'python -m train.inspect RECIPE --help' lists.
+Inspect the data of a run before training on it. It takes the flags of 'python -m train'.
 
 It prints the classes, the images of each, their sizes, and what was skipped. It writes
 WORKDIR/inspect.png: the first training images as the network sees them, the first test images, and

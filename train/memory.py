@@ -12,7 +12,7 @@ import jax
 
 from train import command_line
 from train.cluster.joining import check_platforms
-from train.errors import RunError, UsageError
+from train.errors import RunError, UsageError, check_number
 from train.planning.memory import (
     MINIBATCHES_AHEAD,
     StepMemory,
@@ -37,6 +37,12 @@ class Options(StepOptions):
 
     num_devices: int | None = None
     """Simulate this many CPU devices. Default: use all devices of the machine."""
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no devices."""
+        super().__post_init__()
+        check_number("memory_bytes", self.memory_bytes, minimum=1)
+        check_number("num_devices", self.num_devices, minimum=1)
 
 
 def main(args: list[str]) -> int:

@@ -15,7 +15,7 @@ import jax
 
 from train import command_line
 from train.config import Config
-from train.errors import UsageError, flag
+from train.errors import UsageError, check_folder, check_number, flag
 from train.planning.cost_model import (
     CHIPS,
     exposed_seconds,
@@ -32,6 +32,8 @@ from train.step.state import abstract_state
 from train.step.workers import make_workers
 
 PROG = "python -m train.pod"
+FOR_TPUS = ("clock_hz", "hbm_bytes", "link_bandwidth", "num_links")
+FOR_GPUS = ("num_gpus", "gpus_per_node", "intra_node_bandwidth", "inter_node_bandwidth")
 NUM_EXAMPLES = 1_281_167  # ImageNet's; the length of the schedule does not affect the step
 
 
@@ -39,7 +41,7 @@ NUM_EXAMPLES = 1_281_167  # ImageNet's; the length of the schedule does not affe
 class Options(StepOptions):
     """Predict memory, time and scaling of a training step on TPU slices, or on GPUs."""
 
-    topology: tuple[str, ...] = ()
+    topology: tuple[str, ...] = dataclasses.field(default=(), metadata={"metavar": "SLICE"})
     """Slices of one kind to compile for, such as v5e:16x16, v4:4x4x4, v5p:4x4x4 or v6e:8x8. The
     slice of 8 chips is added as the base of comparison."""
 
@@ -50,17 +52,17 @@ class Options(StepOptions):
     """Compute dtype of the network."""
 
     clock_hz: float | None = None
-    """Clock rate that converts compiler cycles to seconds. Default: by TPU generation."""
+    """Clock rate that converts a TPU compiler's cycles to seconds. Default: by TPU generation."""
 
     hbm_bytes: int | None = None
-    """Memory of a chip, in bytes. Default: by TPU generation."""
+    """Memory of a TPU chip, in bytes. Default: by TPU generation."""
 
     link_bandwidth: float | None = None
-    """Bandwidth of a link between two chips in one direction, in bytes per second. Default: by TPU
-    generation."""
+    """Bandwidth of a link between two TPU chips in one direction, in bytes per second. Default: by
+    TPU generation."""
 
     num_links: int = 2
-    """Links that a chip sends over at once: 2 for a ring in both directions."""
+    """Links that a TPU chip sends over at once: 2 for a ring in both directions."""
 
     latency: float | None = None
     """Seconds from one device to the next. Default: 1e-6 between TPUs, 5e-6 between GPUs."""
@@ -73,18 +75,18 @@ class Options(StepOptions):
     """Measured time of a step on one GPU, in seconds. Predicts GPUs instead of TPUs."""
 
     num_gpus: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    """Cluster sizes to predict, with --step-seconds."""
+    """Numbers of GPUs to predict, with --step-seconds."""
 
     gpus_per_node: int = 8
     """GPUs that share the faster links of a node."""
 
     intra_node_bandwidth: float = 450e9
-    """Bandwidth from a GPU to another in its node in one direction, in bytes per second. Default:
-    NVLink of an H100."""
+    """Bandwidth from a GPU to another in its node in one direction, in bytes per second, such as
+    that of an H100's NVLink."""
 
     inter_node_bandwidth: float = 50e9
-    """Bandwidth from a GPU to one in another node, in bytes per second. Default: one network card
-    of 400 Gbit/s per GPU."""
+    """Bandwidth from a GPU to one in another node, in bytes per second, such as that of one network
+    card of 400 Gbit/s per GPU."""
 
     out: Path = Path("runs/pod")
     """Folder for pod.json and pod.png."""
@@ -92,24 +94,34 @@ class Options(StepOptions):
     def __post_init__(self) -> None:
         """Check everything that needs no compiler."""
         super().__post_init__()
-        if bool(self.topology) == (self.step_seconds is not None):
-            raise UsageError("pass either --topology or --step-seconds")
+        self.config(1)  # checks --batch-size-per-worker
+        check_folder("out", self.out)
         for name in (
             "clock_hz", "hbm_bytes", "link_bandwidth", "num_links", "step_seconds",
             "gpus_per_node", "intra_node_bandwidth", "inter_node_bandwidth",
         ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{flag(name)} is {value}; it must be more than 0")
-        if self.latency is not None and not self.latency >= 0:
-            raise UsageError(f"--latency is {self.latency}; it must be at least 0")
-        if self.overlap is not None and not 0 <= self.overlap <= 1:
-            raise UsageError(f"--overlap is {self.overlap}; it must be from 0 to 1")
+            check_number(name, getattr(self, name), above=0)
+        check_number("latency", self.latency, minimum=0)
+        check_number("overlap", self.overlap, minimum=0, maximum=1)
         for num_gpus in self.num_gpus:
             if num_gpus < 1 or (num_gpus > self.gpus_per_node and num_gpus % self.gpus_per_node):
                 raise UsageError(
                     f"--num-gpus has {num_gpus}; it must be from 1 to {self.gpus_per_node}, or a "
                     f"multiple of --gpus-per-node, {self.gpus_per_node}"
+                )
+        if bool(self.topology) == (self.step_seconds is not None):
+            raise UsageError("pass either --topology or --step-seconds")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Reject flags that have no effect on TPUs, or on GPUs."""
+        unused = FOR_GPUS if self.topology else FOR_TPUS
+        for field in dataclasses.fields(self):
+            if field.name in unused and getattr(self, field.name) != field.default:
+                kind, cause = ("GPUs", "topology") if self.topology else ("TPUs", "step_seconds")
+                raise UsageError(
+                    f"{flag(field.name)} is for {kind} and has no effect with {flag(cause)}; "
+                    "leave it out"
                 )
 
     def config(self, num_devices: int) -> Config:

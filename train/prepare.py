@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorflow_datasets.core import constants
@@ -35,7 +34,7 @@ from train.data.preparation import (
     verify,
 )
 from train.data.stored import find, open_builder
-from train.errors import DataError, UsageError, from_os_error
+from train.errors import DataError, UsageError, check_folder, from_os_error
 from train.run.startup import raise_keyboard_interrupt
 from train.run.terminal import terminal_width, wrapped
 
@@ -60,7 +59,7 @@ class Verify:
     The result is kept next to the data. A data set that fails no longer counts as verified.
     """
 
-    name: tyro.conf.Positional[str]
+    name: str = dataclasses.field(metadata={"positional": "NAME"})
     """Name of the data set."""
 
     skip_corrupt: bool = False
@@ -68,6 +67,10 @@ class Verify:
 
     data_dir: Path = Path(constants.DATA_DIR)
     """Folder of prepared data sets."""
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no data."""
+        check_folder("data_dir", self.data_dir)
 
 
 def main(args: list[str]) -> int:
@@ -187,7 +190,10 @@ def _prepare_published(options: published.Options, console: Console) -> int:
 
 
 def _verify(options: Verify, console: Console) -> int:
-    builder = open_builder(options.name, options.data_dir)
+    try:
+        builder = open_builder(options.name, options.data_dir)
+    except UsageError as error:  # this command names the data set without a flag
+        raise UsageError(str(error).replace("--dataset ", "", 1)) from None
     folder, known = Path(builder.data_dir), None
     with contextlib.suppress(DataError):  # a damaged result is replaced
         known = verification.load(folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ OTHER: dict[str, Any] = {
     "std": (0.5,), "num_workers": 16, "batch_size_per_worker": 8, "num_epochs": 45.5,
     "num_steps": 7, "warmup": "none", "warmup_epochs": 2.5, "milestones": (10, 20),
     "base_learning_rate": 0.2, "base_batch_size": 32, "optimizer": "lars",
+    "scaling": "sqrt", "momentum": 0.8, "weight_decay": 5e-5,
     "init_from": Path("trained"), "accumulation_steps": 2, "dtype": "bfloat16", "seed": 3,
     "seeds": (1, 2), "log_every_steps": 5, "checkpoint_every_epochs": 3, "num_devices": 2,
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
@@ -88,7 +90,7 @@ def test_seeds_are_32_bit_numbers(seed: int):
 
 
 def test_several_seeds_must_differ():
-    assert usage_error(seeds=(1, 2, 1)) == "--seeds repeats a seed: [1, 2, 1]; they must differ"
+    assert usage_error(seeds=(1, 2, 1)) == "--seeds is 1 2 1; the seeds must differ"
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
@@ -130,7 +132,7 @@ def test_every_schedule_flag_reaches_the_recipe():
     changes: dict[str, Any] = {
         "num_workers": 4, "batch_size_per_worker": 5, "num_epochs": 8.5, "warmup": "constant",
         "warmup_epochs": 1.5, "milestones": (3, 4.5), "base_learning_rate": 0.3,
-        "base_batch_size": 10,
+        "base_batch_size": 10, "scaling": "sqrt",
     }  # fmt: skip
     recipe = digits().replace(**changes).experiment.large_minibatch_recipe(num_examples=100)
     assert {name: getattr(recipe, name) for name in changes} == changes
@@ -139,14 +141,12 @@ def test_every_schedule_flag_reaches_the_recipe():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"num_epochs": 3}, "warmup_epochs"),
-        ({"num_epochs": 0}, "num_epochs"),
-        ({"milestones": (30, 20)}, "milestones"),
-        ({"milestones": (2,)}, "milestones"),
-        ({"base_learning_rate": -0.1}, "base_learning_rate"),
-        ({"base_batch_size": 0}, "base_batch_size"),
-        ({"num_workers": 1000}, "num_workers"),
-        ({"base_batch_size": 1024, "warmup": "gradual"}, "warmup"),
+        ({"num_epochs": 3}, "--warmup-epochs"),
+        ({"num_epochs": 1e-6, "warmup": "none"}, "--num-epochs"),
+        ({"milestones": (2,)}, "--milestones"),
+        ({"milestones": (30, 30.001)}, "--milestones"),
+        ({"num_workers": 1000}, "--num-workers"),
+        ({"base_batch_size": 1024, "warmup": "gradual"}, "--warmup"),
     ],
 )
 def test_impossible_schedule_is_a_one_line_usage_error(changes: dict[str, Any], named: str):
@@ -154,6 +154,42 @@ def test_impossible_schedule_is_a_one_line_usage_error(changes: dict[str, Any], 
     with pytest.raises(UsageError, match=rf"^{named}\b") as error:
         config.experiment.large_minibatch_recipe(num_examples=1437)
     assert "\n" not in str(error.value)
+    assert "_" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_epochs": math.nan}, "--num-epochs is nan; it must be more than 0 and finite"),
+        ({"num_epochs": 0}, "--num-epochs is 0; it must be more than 0"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs is -1; it must be at least 0"),
+        ({"warmup_epochs": math.inf}, "--warmup-epochs is inf; it must be at least 0 and finite"),
+        ({"base_learning_rate": -0.1}, "--base-learning-rate is -0.1; it must be more than 0"),
+        ({"base_batch_size": 0}, "--base-batch-size is 0; it must be at least 1"),
+        ({"weight_decay": -1e-4}, "--weight-decay is -0.0001; it must be at least 0"),
+        ({"momentum": 1.0}, "--momentum is 1; it must be at least 0 and less than 1"),
+        ({"milestones": (30, 20)}, "--milestones is 30 20; epochs must increase, as in 20 30"),
+        ({"milestones": (-1,)}, "--milestones is -1; each epoch must be more than 0 and finite"),
+        ({"mean": ()}, "--mean has 0 numbers; it must have 1 for gray images or 3 for RGB"),
+        ({"mean": (124.0,)}, "--mean is 124; each number must be from 0 to 1"),
+        ({"std": (0.0,)}, "--std is 0; each number must be more than 0 and at most 1"),
+        (
+            {"std": (0.1, 0.2, 0.3)},
+            "--std has 3 number(s) and --mean has 1; both must have 1 for gray images or 3 for RGB",
+        ),
+        (
+            {"coordinator_address": "localhost", "num_processes": 2, "process_id": 0},
+            "--coordinator-address is 'localhost'; it must be host:port, such as 10.0.0.1:1234",
+        ),
+        (
+            {"optimizer": "lamb", "momentum": 0.8},
+            "--momentum is 0.8, but lamb has none to set; leave it out, or choose --optimizer sgd "
+            "or lars",
+        ),
+    ],
+)
+def test_a_value_outside_its_bounds_is_named_with_its_flag(changes: dict[str, Any], message: str):
+    assert usage_error(**changes) == message
 
 
 @pytest.mark.parametrize(
@@ -242,7 +278,15 @@ def test_json_without_a_configuration_is_a_value_error(text: str):
 
 def test_field_missing_from_the_file_has_its_default():
     saved = json.loads(digits().to_json())
-    del saved["optimizer"]
+    for name in ("optimizer", "momentum", "weight_decay", "scaling"):
+        del saved[name]
     assert differing_fields(digits(), json.dumps(saved)) == []
+    assert Config.from_json(json.dumps(saved)) == digits()
     changed = digits().replace(optimizer="lars")
     assert differing_fields(changed, json.dumps(saved)) == ["--optimizer was sgd and is now lars"]
+    changed = digits().replace(momentum=0.5, weight_decay=0.0, scaling="sqrt")
+    assert differing_fields(changed, json.dumps(saved)) == [
+        "--momentum was 0.9 and is now 0.5",
+        "--scaling was linear and is now sqrt",
+        "--weight-decay was 0.0001 and is now 0.0",
+    ]

@@ -1,8 +1,6 @@
 """Random command lines: each is refused in one line or yields a plan, and changes no other run."""
 
-import dataclasses
 import math
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from train.command_line import parse_run
-from train.config import Config
+from train.config import Experiment, Machine, Output
 from train.data.dataset import open_dataset
 from train.errors import RunError, UsageError, flag
 from train.plan import make_plan
 from train.recipes import RECIPES, digits
+from train.run.flags import flags_of
 from train.run.metrics import MetricsLog
 from train.run.workdir import claim
 from train.step.optimizer import make_optimizer
@@ -31,20 +30,12 @@ SPECIFIC = {
     "init_from": ["/dev/null", "nowhere"],
     "coordinator_address": ["localhost:1"],
     "milestones": ["1 2", "2 1", "30 60 80"],
+    "mean": ["0.5", "0.4 0.5 0.6", "124"],
+    "std": ["0.2", "0.2 0.3 0.4", "0 0 0"],
     "seeds": ["0 1", "1 1"],
 }
-FIELDS = [
-    field.name
-    for field in dataclasses.fields(Config)
-    if field.name not in ("recipe", "workdir", "mean", "std")
-]
-
-
-def choices_of(name: str) -> list[str]:
-    """The string literals that a field allows."""
-    kinds = typing.get_args(typing.get_type_hints(Config)[name])
-    words = [word for kind in kinds for word in (typing.get_args(kind) or [kind])]
-    return [word for word in words if isinstance(word, str)]
+FLAGS = {one.field: one for part in (Experiment, Machine, Output) for one in flags_of(part)}
+FIELDS = [name for name in FLAGS if name != "workdir"]
 
 
 def flags_with(*values: str) -> st.SearchStrategy[list[tuple[str, str]]]:
@@ -54,7 +45,7 @@ def flags_with(*values: str) -> st.SearchStrategy[list[tuple[str, str]]]:
         return st.tuples(*(st.tuples(st.just(name), value_of(name)) for name in names))
 
     def value_of(name: str) -> st.SearchStrategy[str]:
-        own = SPECIFIC.get(name, []) + choices_of(name)
+        own = [*SPECIFIC.get(name, []), *FLAGS[name].choices]
         only_own = name == "data_dir" or (own and len(values) < 5)
         return st.sampled_from(own if only_own else [*own, *values])
 
@@ -118,7 +109,10 @@ def test_no_command_line_ends_in_a_traceback_or_touches_another_run(
     args: list[Any] = [recipe] if recipe else []
     args += ["--workdir", str(workdir), "--data-dir", str(digits_dir)]
     for name, value in flags:
-        args += [flag(name), *(value.split() if name in ("milestones", "seeds") else [value])]
+        if FLAGS[name].kind is bool:
+            args += [flag(name)]
+        else:
+            args += [flag(name), *(value.split() if FLAGS[name].is_list else [value])]
     refusal = ""
     try:
         OUTCOMES.append(prepare(args))

@@ -104,7 +104,7 @@ def test_the_command_reports_the_largest_n_and_the_reason(capsys: pytest.Capture
         (["--memory-bytes", "1000"], 1, "not even n = 1 fits"),
         (["--workers-per-device", "0"], 2, "--workers-per-device is 0"),
         (["--num-devices", "0"], 2, "--num-devices is 0; it must be at least 1"),
-        (["--accumulation-steps", "3"], 2, "8 × 3"),
+        (["--accumulation-steps", "3"], 2, "--workers-per-device is 1; it must be a multiple"),
     ],
 )
 def test_impossible_requests_are_reported_in_one_line(

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from train.command_line import parse_run
 from train.data.dataset import open_dataset
 from train.data.images import decode
 from train.model.resnet import ARCHITECTURES
-from train.recipes import RECIPES, digits, fashion_mnist, imagenet, tfds
+from train.recipes import RECIPES, digits, fashion_mnist, imagenet, tfds, with_optimizer
 
 NUM_IMAGENET = 1_281_167
 
@@ -82,6 +83,52 @@ def test_each_recipe_is_complete_and_documents_its_command(name: str):
     assert f"Command: `{command}" in about
     assert len(config.experiment.mean) == len(config.experiment.std)
     assert config.output.workdir.parts == ("runs", name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sgd_is_the_default_optimizer(name: str):
+    config = RECIPES[name]()
+    assert with_optimizer(config, "sgd") == config
+    experiment = config.experiment
+    assert (experiment.momentum, experiment.weight_decay) == (0.9, 1e-4)  # section 5.1
+    assert experiment.scaling == "linear"
+
+
+def test_lars_has_the_learning_rate_of_mlperf():
+    """10 at a minibatch of 8192, after 5 epochs of warmup."""
+    experiment = with_optimizer(imagenet(), "lars").experiment
+    recipe = experiment.large_minibatch_recipe(NUM_IMAGENET)
+    assert (recipe.batch_size, recipe.warmup_epochs) == (8192, 5)
+    assert recipe.peak_learning_rate == pytest.approx(10, rel=1e-12)
+    assert (experiment.momentum, experiment.weight_decay) == (0.9, 1e-4)
+
+
+@pytest.mark.parametrize("doublings", range(7))
+def test_lamb_has_the_learning_rates_of_its_paper(doublings: int):
+    """You et al. 2019, table 5: 4/(2^3 · 100) at 512 up to 4/(2^0 · 100) at 32768."""
+    experiment = with_optimizer(imagenet(), "lamb").replace(num_workers=16 * 2**doublings)
+    recipe = experiment.experiment.large_minibatch_recipe(NUM_IMAGENET)
+    assert recipe.batch_size == 512 * 2**doublings
+    expected = 4 / (2 ** (3 - doublings / 2) * 100)
+    assert recipe.peak_learning_rate == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("args", "rate", "scaling"),
+    [
+        ("imagenet --optimizer lars", 0.3125, "linear"),
+        ("imagenet --optimizer=lamb", 0.02 / 32**0.5, "sqrt"),
+        ("imagenet --optimizer lars --base-learning-rate 0.1", 0.1, "linear"),
+        ("imagenet --optimizer lamb --scaling linear", 0.02 / 32**0.5, "linear"),
+        ("imagenet --optimizer lars --optimizer sgd", 0.1, "linear"),
+        ("--optimizer lars", 1.0, "linear"),
+        ("--optimizer lamb", 0.005, "sqrt"),
+    ],
+)
+def test_the_optimizer_selects_defaults_that_flags_override(args: str, rate: float, scaling: str):
+    experiment = parse_run(args.split()).experiment
+    assert experiment.base_learning_rate == pytest.approx(rate, rel=1e-12)
+    assert experiment.scaling == scaling
 
 
 def test_small_images_are_not_cropped_and_digits_not_mirrored():

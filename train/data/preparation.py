@@ -134,15 +134,9 @@ def complete(source: Source, options: Options) -> Source:
 
 
 def transformation(options: Options) -> Callable[[bytes], bytes]:
-    """Function from an encoded image to the one to be stored.
-
-    Raises:
-        UsageError: if images would become too small.
-    """
+    """Function from an encoded image to the one to be stored."""
     if (side := options.shorter_side) is None:
         return lambda encoded: encoded
-    if side < 8:
-        raise UsageError(f"--shorter-side is {side}; it must be at least 8")
     return functools.partial(shrink, shorter_side=side)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-import tyro
 from tensorflow_datasets.core import constants, naming
 from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 from tensorflow_datasets.core.download.download_manager import DownloadConfig
@@ -27,7 +26,7 @@ from train.data.preparation import (
     prepare as prepare_source,
 )
 from train.data.stored import check_features, open_records
-from train.errors import UsageError
+from train.errors import UsageError, check_folder, check_number
 from train.run.workarounds import quiet_tensorflow_datasets
 
 PROG = "python -m train.prepare"
@@ -47,7 +46,7 @@ class Options:
     For your own images: `python -m train.prepare image-folder PATH --name NAME`.
     """
 
-    name: tyro.conf.Positional[str]
+    name: str = dataclasses.field(metadata={"positional": "NAME"})
     """Name of the data set: NAME, NAME/CONFIG or NAME/CONFIG:VERSION."""
 
     archives: Path | None = None
@@ -62,6 +61,11 @@ class Options:
 
     data_dir: Path = Path(constants.DATA_DIR)
     """Folder to write the prepared data set to. Downloads are kept in its folder downloads."""
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no files."""
+        check_number("shorter_side", self.shorter_side, minimum=8)
+        check_folder("data_dir", self.data_dir)
 
 
 def names() -> set[str]:
@@ -79,9 +83,13 @@ def check_name(name: str, formats: Collection[str]) -> None:
     Raises:
         UsageError: with the closest name.
     """
+    if (format_ := name.lower().replace("_", "-")) in formats:
+        raise UsageError(
+            f"there is no format {name}; did you mean {format_}? Use '{PROG} {format_} ...'"
+        )
     close = difflib.get_close_matches(name.lower(), [*formats, "verify", *sorted(names())], n=1)
     hint = (
-        f"{f'; did you mean {close[0]}?' if close else ''}; for your own images, use '{PROG} "
+        f"; {f'did you mean {close[0]}? For' if close else 'for'} your own images, use '{PROG} "
         f"FORMAT ... --name NAME' with one of the formats {', '.join(formats)}"
     )
     try:
@@ -107,7 +115,6 @@ def check(options: Options, formats: Collection[str]) -> None:
     check_name(options.name, formats)
     if options.archives is not None and not options.archives.is_dir():
         raise UsageError(f"--archives {options.archives} is not a folder")
-    transformation(_as_source_options(options.name, options))
 
 
 def prepare(options: Options, stage: Stage) -> Prepared:

@@ -2,13 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
-
-import tyro
+from typing import Literal, NamedTuple
 
 from train.config import Config, Model
 from train.data.dataset import size_of
-from train.errors import UsageError, flag
+from train.errors import UsageError, check_number
 from train.recipes import RECIPES
 
 
@@ -25,14 +23,16 @@ class Data(NamedTuple):
 class StepOptions:
     """The training step to compile."""
 
-    recipe: Annotated[Literal["digits", "fashion-mnist", "imagenet", "tfds"], tyro.conf.Positional]
+    recipe: Literal["digits", "fashion-mnist", "imagenet", "tfds"] = dataclasses.field(
+        metadata={"positional": "RECIPE"}
+    )
     """Recipe whose training step is compiled."""
 
     workers_per_device: int = 1
     """Workers on each chip or GPU. The number of workers k grows with the devices."""
 
     accumulation_steps: int = 1
-    """Sequential parts of each minibatch."""
+    """Sequential parts of each minibatch. They must divide --workers-per-device."""
 
     model: Model | None = None
     """The network. Default: the recipe's."""
@@ -53,11 +53,16 @@ class StepOptions:
     """Compute dtype of the network. Default: the recipe's."""
 
     def __post_init__(self) -> None:
-        """Check what `Config` does not."""
+        """Check everything that needs no devices."""
         for name in ("workers_per_device", "num_classes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{flag(name)} is {value}; it must be at least 1")
+            check_number(name, getattr(self, name), minimum=1)
+        self.config_for(1, 1)  # checks the rest
+        if self.workers_per_device % self.accumulation_steps:
+            raise UsageError(
+                f"--workers-per-device is {self.workers_per_device}; it must be a multiple of "
+                f"--accumulation-steps, {self.accumulation_steps}: pass --workers-per-device "
+                f"{self.accumulation_steps}"
+            )
 
     def data(self) -> Data:
         """What the step depends on, and what bounds its minibatch.
@@ -72,11 +77,12 @@ class StepOptions:
     def config_for(self, num_devices: int, batch_size_per_worker: int) -> Config:
         """The run on a number of devices with a number of images per worker."""
         config = RECIPES[self.recipe]()
+        experiment = config.experiment
         return config.replace(
             num_workers=num_devices * self.workers_per_device,
             batch_size_per_worker=batch_size_per_worker,
             accumulation_steps=self.accumulation_steps,
-            model=self.model or config.experiment.model,
-            image_size=self.image_size or config.experiment.image_size,
-            dtype=self.dtype or config.experiment.dtype,
+            model=experiment.model if self.model is None else self.model,
+            image_size=experiment.image_size if self.image_size is None else self.image_size,
+            dtype=experiment.dtype if self.dtype is None else self.dtype,
         )

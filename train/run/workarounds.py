@@ -6,7 +6,6 @@ Look here first when a library is updated: whatever it has fixed can go.
 import contextlib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,18 +20,6 @@ QUIET_COMPILATION: dict[str, str | bool] = {"xla_disable_hlo_passes": "constant_
   constant, such as the indices of a minibatch of 400,000 images (openxla/xla#1652). Reported sizes
   are the same without that pass.
 """
-
-
-def message_of_tyro(box: str) -> str:
-    """The message of a framed tyro error as one line, without its title and help texts.
-
-    tyro 1.0.17 prints errors as a box and raises SystemExit; it has no option for plain text. No
-    upstream issue was found.
-    """
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()]
-    words = " ".join(line for line in lines[1:] if line)
-    words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
-    return re.sub(r" Perhaps you meant: (\S+).*", r"; perhaps you meant \1", words)
 
 
 def silence_repeated_errors() -> None:

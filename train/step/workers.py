@@ -177,7 +177,8 @@ def make_workers(config: Config, devices: Sequence[Device] | None = None) -> Wor
     if experiment.num_workers % parts:
         raise UsageError(
             f"--num-workers is {experiment.num_workers}; it must be a multiple of devices × "
-            f"accumulation steps = {len(devices)} × {accumulation_steps} = {parts}"
+            f"accumulation steps = {len(devices)} × {accumulation_steps} = {parts}, such as "
+            f"--num-workers {parts * max(1, experiment.num_workers // parts)}"
         )
     if experiment.noise_scale and parts < 2:
         raise UsageError(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import tyro
 
 from train.data.formats.source import TEST, TRAIN, VALIDATION, Example, Source
 from train.data.formats.source import Options as SourceOptions
@@ -24,7 +23,7 @@ class Options(SourceOptions):
     (N,). x_val and y_val are optional, and so are x_test and y_test.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: Path = dataclasses.field(metadata={"positional": "FILE"})
     """The .npz file."""
 
 

@@ -12,8 +12,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-import tyro
-
 from train.data.formats.image_files import portable
 from train.data.formats.source import SPLITS, TRAIN, Example, Source, normalized, shortened
 from train.data.formats.source import Options as SourceOptions
@@ -44,7 +42,7 @@ class Options(SourceOptions):
     Paths are relative to the folder of the file. Separators are commas, semicolons or tabs.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: Path = dataclasses.field(metadata={"positional": "FILE"})
     """CSV file with a header and one row per image."""
 
 

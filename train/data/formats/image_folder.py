@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from train.data.formats.image_files import Folder, portable, reason_to_skip, scan, walk
 from train.data.formats.kaggle import SOLUTION, SYNSET, find_solution, label_images
 from train.data.formats.layout import KAGGLE, OUTSIDE, Layout, find_layout, shown
@@ -36,7 +34,7 @@ class Options(SourceOptions):
     PATH/CLASS/*.jpg without splits works too, as does Kaggle's archive of ImageNet.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: Path = dataclasses.field(metadata={"positional": "PATH"})
     """Folder that contains train/ and validation/ or test/, or one folder per class."""
 
 

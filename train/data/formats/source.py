@@ -11,7 +11,7 @@ import numpy as np
 from tensorflow_datasets.core import constants
 from tensorflow_datasets.core.hashing import Hasher
 
-from train.errors import UsageError
+from train.errors import UsageError, check_folder, check_number
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
@@ -78,7 +78,7 @@ class Source:
 class Options:
     """Flags that all formats share."""
 
-    name: str
+    name: str = dataclasses.field(metadata={"metavar": "NAME"})
     """Name of the data set, for `python -m train tfds --dataset NAME`."""
 
     held_out: float = 0.1
@@ -96,6 +96,12 @@ class Options:
 
     data_dir: Path = Path(constants.DATA_DIR)
     """Folder to write the prepared data set to."""
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no files."""
+        check_number("held_out", self.held_out, above=0, below=1)
+        check_number("shorter_side", self.shorter_side, minimum=8)
+        check_folder("data_dir", self.data_dir)
 
     @property
     def published_name(self) -> str | None:
@@ -127,8 +133,7 @@ def hold_out(source: Source, share: float) -> Source:
     Raises:
         UsageError: if a class has only one example.
     """
-    if not 0 < share < 1:
-        raise UsageError(f"--held-out is {share}; it must be between 0 and 1")
+    check_number("held_out", share, above=0, below=1)
     indices: list[list[int]] = [[] for _ in source.class_names]
     for index, example in enumerate(source.examples):
         indices[example.label].append(index)

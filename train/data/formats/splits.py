@@ -6,9 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
-
-import tyro
+from typing import NamedTuple
 
 from train.data.formats.source import SPLITS, TRAIN
 from train.data.formats.source import Options as SourceOptions
@@ -22,13 +20,12 @@ POINTER = b"version https://git-lfs"
 class Options(SourceOptions):
     """Flags of formats that keep many images in a file."""
 
-    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES")] = ()
+    files: tuple[str, ...] = dataclasses.field(default=(), metadata={"positional": "FILES"})
     """Files, folders, or quoted patterns such as 'data/*' or 'train-{000..146}.tar'."""
 
-    split: Annotated[
-        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="SPLIT=PATTERN"),
-    ] = ()
+    split: tuple[tuple[str, ...], ...] = dataclasses.field(
+        default=(), metadata={"repeatable": True, "metavar": "SPLIT=PATTERN"}
+    )
     """Assign files to train, validation or test, such as train='a*' validation=b. Default: find
     these words in the names of the files and their folders."""
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-import tyro
 from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 from tensorflow_datasets.core.file_adapters import FileFormat
 
@@ -40,7 +39,7 @@ class Options(SourceOptions):
     TFRecord needs the extra `prepare`. NAME may be the name that the data set has already.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: Path = dataclasses.field(metadata={"positional": "PATH"})
     """Folder with dataset_info.json, such as ~/tensorflow_datasets/cifar10/3.0.2."""
 
     @property
