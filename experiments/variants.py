@@ -4,6 +4,7 @@ The functions have the signatures of `make_optimizer` and `initial_state`.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_warmup import folded_momentum
-from train.config import Experiment
-from train.step.optimizer import MOMENTUM, WEIGHT_DECAY, decay_mask, make_optimizer
+from train.config import MOMENTUM, WEIGHT_DECAY, Experiment, Optimizer
+from train.step.optimizer import decay_mask, make_optimizer
 from train.step.state import TrainState, initial_state
 from train.step.workers import Workers
 
@@ -36,21 +37,23 @@ def gamma_one(
     return dataclasses.replace(state, network=network)
 
 
-def eq_10(schedule: optax.Schedule, name: str = "sgd") -> optax.GradientTransformation:
+def eq_10(
+    schedule: optax.Schedule,
+    name: str = "sgd",
+    *,
+    momentum: float = MOMENTUM,
+    weight_decay: float = WEIGHT_DECAY,
+    correct: bool = False,
+) -> optax.GradientTransformation:
     """Fold the rate into the velocity, without correction (paper, section 3, remark 2)."""
-    return _folded(schedule, correct=False)
-
-
-def eq_10_corrected(schedule: optax.Schedule, name: str = "sgd") -> optax.GradientTransformation:
-    """Fold the rate into the velocity, with momentum correction."""
-    return _folded(schedule, correct=True)
-
-
-def _folded(schedule: optax.Schedule, *, correct: bool) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY, decay_mask),
-        folded_momentum(schedule, MOMENTUM, nesterov=True, correct=correct),
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        folded_momentum(schedule, momentum, nesterov=True, correct=correct),
     )
+
+
+# Fold the rate into the velocity, with momentum correction.
+eq_10_corrected = functools.partial(eq_10, correct=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +70,18 @@ class ScaledLoss:
 
     rates: optax.Schedule
 
-    def __call__(self, schedule: optax.Schedule, name: str = "sgd") -> optax.GradientTransformation:
+    def __call__(
+        self,
+        schedule: optax.Schedule,
+        name: Optimizer = "sgd",
+        *,
+        momentum: float = MOMENTUM,
+        weight_decay: float = WEIGHT_DECAY,
+    ) -> optax.GradientTransformation:
         """Build the optimizer. Weight decay is added after the scaling, so it is not scaled."""
         return optax.chain(
             optax.scale_by_schedule(lambda step: self.rates(step) / schedule(step)),
-            make_optimizer(schedule),
+            make_optimizer(schedule, name, momentum=momentum, weight_decay=weight_decay),
         )
 
 

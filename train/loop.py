@@ -108,7 +108,12 @@ def run(
         display.say(plan.describe(display.width))
 
         # Restore the state, or initialize it.
-        transformation = optimizer(timeline.schedule(), experiment.optimizer)
+        transformation = optimizer(
+            timeline.schedule(),
+            experiment.optimizer,
+            momentum=experiment.momentum,
+            weight_decay=experiment.weight_decay,
+        )
         arguments = (experiment, dataset.num_classes, transformation, workers)
         state = checkpoints.restore(abstract_state(*arguments))
         if state is None:

@@ -38,6 +38,7 @@ class Plan:
         experiment, machine = self.config.experiment, self.config.machine
         devices = self.workers.mesh.devices.size
         size = f"{experiment.image_size} x {experiment.image_size} pixels"
+        momentum = f"momentum {experiment.momentum:g}, " if experiment.optimizer != "lamb" else ""
         dataset, fingerprint = self.dataset, self.dataset.fingerprint
         identity = f"{dataset.name.split(':')[0]} {dataset.version}".rstrip()
         if fingerprint is not None:
@@ -51,8 +52,9 @@ class Plan:
                 f"device at a time, {machine.accumulation_steps} accumulation step(s)",
                 f"data            {identity}: {len(dataset.train)} training and "
                 f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
-                f"starts from     {experiment.init_from or f'seed {experiment.seed}'}, with "
-                f"{experiment.optimizer}",
+                f"starts from     {experiment.init_from or f'seed {experiment.seed}'}",
+                f"optimizer       {experiment.optimizer}, {momentum}weight decay "
+                f"{experiment.weight_decay:g}",
                 f"writes to       {self.config.output.workdir}",
                 self.timeline.describe(width),
                 *([f"stops after     {machine.num_steps} steps"] if machine.num_steps else []),

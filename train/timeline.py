@@ -190,6 +190,7 @@ class Timeline:
             phases=tuple(parts),
             base_learning_rate=base_rate,
             base_batch_size=self._experiment.base_batch_size,
+            scaling=self._experiment.scaling,
         )
 
     def _warmup_steps(self, recipe: LargeMinibatchRecipe) -> int:

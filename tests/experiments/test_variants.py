@@ -11,7 +11,8 @@ import pytest
 
 from experiments import variants
 from experiments.setting import setting
-from train.step.optimizer import WEIGHT_DECAY, make_optimizer
+from train.config import WEIGHT_DECAY
+from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
 from train.step.workers import make_workers
 

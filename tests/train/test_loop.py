@@ -232,11 +232,13 @@ def test_experiments_can_replace_optimizer_and_initial_state(
         states.append(dataclasses.replace(state, network=network))
         return states[0]
 
-    def still(schedule: optax.Schedule, name: str) -> optax.GradientTransformation:
-        assert name == "sgd"
+    def still(
+        schedule: optax.Schedule, name: str, *, momentum: float, weight_decay: float
+    ) -> optax.GradientTransformation:
+        assert (name, momentum, weight_decay) == ("sgd", 0.5, 1e-3)
         return optax.chain(make_optimizer(schedule), optax.scale(0.0))
 
-    config = digits_config(num_steps=1)
+    config = digits_config(num_steps=1, momentum=0.5, weight_decay=1e-3)
     assert run(config, optimizer=still, start=ones) == DONE
     shapes = jax.eval_shape(lambda: states[0].network.params)
     expected = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)

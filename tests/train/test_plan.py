@@ -10,7 +10,7 @@ import jax
 from train.config import Config
 from train.data.dataset import open_dataset
 from train.plan import make_plan
-from train.recipes import imagenet
+from train.recipes import imagenet, with_optimizer
 from train.run.terminal import wrapped
 from train.step.workers import make_workers
 
@@ -28,6 +28,8 @@ def test_the_plan_describes_the_run(digits_config: Callable[..., Config]):
         "1 on each device at a time, 2 accumulation step(s)",  # 8 workers = 4 x 2 x 1
         f"data            digits 1.0.0, fingerprint {short}: 1437 training and 360 test images, 10 "
         "classes",
+        "starts from     seed 0\n",
+        "optimizer       sgd, momentum 0.9, weight decay 0.0001\n",
         f"writes to       {config.output.workdir}",
         "k = 8 workers x n = 16 images, kn = 128",
         "η = 0.0125 for 16 images",
@@ -52,6 +54,14 @@ def test_the_plan_fits_a_narrow_terminal(digits_config: Callable[..., Config]):
     for number in ("1437", "360", "0.0125", "990", "kn", "128/16:"):
         assert number in words
     assert f"{'milestone, epoch 30':<23}{330:>6}  0.01" in lines  # without the epochs
+
+
+def test_the_plan_has_the_optimizers_default_rates(digits_config: Callable[..., Config]):
+    config = with_optimizer(digits_config(), "lamb")
+    dataset = open_dataset(config)
+    text = make_plan(config, dataset, make_workers(config, jax.devices())).describe()
+    assert "optimizer       lamb, weight decay 0.0001\n" in text
+    assert "η = 0.005 for 16 images, scaled by √(128/16): 0.0141421" in text
 
 
 def test_the_plan_of_imagenet_has_the_papers_numbers(digits_config: Callable[..., Config]):

@@ -50,7 +50,12 @@ def compile_step(
 ) -> tuple[jax.stages.Compiled, StepMemory]:
     """Compile a run's training step for devices that need not exist; nothing is allocated."""
     experiment, workers = config.experiment, make_workers(config, devices)
-    optimizer = make_optimizer(schedule, experiment.optimizer)
+    optimizer = make_optimizer(
+        schedule,
+        experiment.optimizer,
+        momentum=experiment.momentum,
+        weight_decay=experiment.weight_decay,
+    )
     state = abstract_state(experiment, num_classes, optimizer, workers)
     minibatch = abstract_minibatch(experiment, workers)
     train_step = make_train_step(experiment, num_classes, optimizer, workers)

@@ -1,13 +1,11 @@
 """Optimizers: SGD as in section 5.1 of the paper, LARS and LAMB."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import optax
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 1e-4
+from train.config import MOMENTUM, WEIGHT_DECAY, Optimizer
 
 
 def decay_mask(params: optax.Params) -> optax.Params:
@@ -21,22 +19,27 @@ def decay_mask(params: optax.Params) -> optax.Params:
 
 def make_optimizer(
     learning_rate: optax.Schedule,
-    name: Literal["sgd", "lars", "lamb"] = "sgd",
+    name: Optimizer = "sgd",
+    *,
+    momentum: float = MOMENTUM,
+    weight_decay: float = WEIGHT_DECAY,
     mask: Callable[[optax.Params], optax.Params] = decay_mask,
 ) -> optax.GradientTransformation:
     """Make the optimizer of a run; its state holds the learning rate that was applied.
 
-    `sgd` is the paper's: Nesterov momentum 0.9 and weight decay 1e-4. The decay is added to the
-    gradient before the momentum, so scaling the loss differs from scaling the learning rate
-    (section 3, remark 1). `optax.sgd` keeps the learning rate out of the velocity (eq. 9), so it
-    needs no momentum correction (remark 2). `lars` (You et al. 2017, arXiv:1708.03888) and `lamb`
-    (You et al. 2019, arXiv:1904.00962) scale each layer's update by the norm of its weights, for
-    minibatches above 8k. They need learning rates of their own. `optax.lars` folds the learning
-    rate into the velocity (eq. 10).
+    `sgd` is the paper's, with Nesterov momentum; the defaults of momentum and weight decay are the
+    paper's too. The decay is added to the gradient before the momentum, so scaling the loss differs
+    from scaling the learning rate (section 3, remark 1). `optax.sgd` keeps the learning rate out of
+    the velocity (eq. 9), so it needs no momentum correction (remark 2). `lars` (You et al. 2017,
+    arXiv:1708.03888) and `lamb` (You et al. 2019, arXiv:1904.00962) scale each layer's update by
+    the norm of its weights, for minibatches above 8k. They need learning rates of their own.
+    `optax.lars` folds the learning rate into the velocity (eq. 10).
 
     Args:
         learning_rate: schedule over updates.
         name: name of the optimizer.
+        momentum: momentum of `sgd` and `lars`; `lamb` has β = 0.9 and 0.999 instead.
+        weight_decay: weight decay of the parameters in the mask.
         mask: function from parameters to a tree of bools: True for parameters that decay and, with
             `lars`, are scaled per layer.
     """
@@ -50,19 +53,19 @@ def make_optimizer(
         )  # fmt: skip
         return lars(
             learning_rate,
-            weight_decay=WEIGHT_DECAY,
+            weight_decay=weight_decay,
             weight_decay_mask=mask,
             trust_ratio_mask=mask,
-            momentum=MOMENTUM,
+            momentum=momentum,
             nesterov=True,
         )
     if name == "lamb":
         lamb = optax.inject_hyperparams(
             optax.lamb, static_args=("b1", "b2", "eps", "eps_root", "weight_decay", "mask")
         )
-        return lamb(learning_rate, weight_decay=WEIGHT_DECAY, mask=mask)
+        return lamb(learning_rate, weight_decay=weight_decay, mask=mask)
     sgd = optax.inject_hyperparams(optax.sgd, static_args=("momentum", "nesterov"))
     return optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY, mask),
-        sgd(learning_rate, momentum=MOMENTUM, nesterov=True),
+        optax.add_decayed_weights(weight_decay, mask),
+        sgd(learning_rate, momentum=momentum, nesterov=True),
     )

@@ -103,6 +103,26 @@ def test_three_updates_match_the_equations(name: Name, equation: Callable[..., n
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "lamb"])
+def test_momentum_and_weight_decay_can_be_changed(name: Name):
+    def second_update(**changes: Any) -> np.ndarray:
+        optimizer = make_optimizer(optax.constant_schedule(0.1), name, **changes)
+        params: Any = as_tree(arrays(0, scale=10))
+        state, updates = optimizer.init(params), params
+        with jax.numpy_dtype_promotion("standard" if name == "lamb" else "strict"):
+            for seed in (1, 2):
+                gradients = as_tree(arrays(seed, scale=0.01))
+                updates, state = optimizer.update(gradients, state, params)
+        return as_flat(updates)["conv/kernel"]
+
+    default = second_update()
+    assert np.array_equal(second_update(momentum=MOMENTUM, weight_decay=DECAY), default)
+    assert not np.allclose(second_update(weight_decay=0.1), default, rtol=1e-3)
+    # LAMB has no momentum to set.
+    changes = not np.allclose(second_update(momentum=0.0), default, rtol=1e-3)
+    assert changes == (name != "lamb")
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "lamb"])
 def test_the_state_records_the_applied_learning_rate(name: Name):
     _, rates = three_updates(name)
     np.testing.assert_allclose(rates, RATES, rtol=1e-7)
