@@ -79,7 +79,7 @@ def test_a_folder_becomes_a_data_set_with_the_exact_bytes_of_its_files(
         ({}, [], "not a folder"),
         ({"a": 0}, [], "make a folder for each class"),
         ({"a": 3, "b": 1}, [], "class(es) b"),
-        ({"a": 3, "b": 3}, ["--held-out", "1"], "--held-out is 1.0"),
+        ({"a": 3, "b": 3}, ["--held-out", "1"], "--held-out is 1;"),
         ({"a": 3, "b": 3}, ["--name", "My-Images"], "--name is My-Images"),
         ({"train/a": 3, "train/b": 3, "validation/a": 3, "validation/c": 3}, [], "class(es) c"),
     ],
