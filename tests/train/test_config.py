@@ -30,7 +30,7 @@ OTHER: dict[str, Any] = {
     "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
     "on_nonfinite": "skip", "max_nonfinite_steps": 3,
     "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True, "extend": True,
-    "noise_scale": True, "allow_data_change": True, **CLUSTER,
+    "noise_scale": True, "allow_data_change": True, "coordinator_timeout_seconds": 60, **CLUSTER,
 }  # fmt: skip
 
 # Fields that a resumed run may change; all others belong to the experiment.
@@ -39,7 +39,8 @@ CHANGEABLE_FIELDS = {
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
     "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
-    "seeds", "allow_batch_size_change", "allow_data_change", "extend", *CLUSTER,
+    "seeds", "allow_batch_size_change", "allow_data_change", "extend",
+    "coordinator_timeout_seconds", *CLUSTER,
 }  # fmt: skip
 
 
@@ -179,7 +180,8 @@ def test_impossible_schedule_is_a_one_line_usage_error(changes: dict[str, Any], 
         ),
         (
             {"coordinator_address": "localhost", "num_processes": 2, "process_id": 0},
-            "--coordinator-address is 'localhost'; it must be host:port, such as 10.0.0.1:1234",
+            "--coordinator-address is 'localhost'; it must be host:port of process 0, with a free "
+            "port from 1 to 65535, such as node1:12345",
         ),
         (
             {"optimizer": "lamb", "momentum": 0.8},

@@ -45,6 +45,7 @@ RUN: Values = {
     "num_reader_processes": ("2", "-1"), "prefetch_steps": ("4", "0"),
     "compilation_cache_dir": ("compiled", "FILE"), "coordinator_address": ("h:1", "h"),
     "num_processes": ("2", "0"), "process_id": ("1", "3"), "workdir": ("run", "FILE"),
+    "coordinator_timeout_seconds": ("60", "0"), "extend": SWITCH,
     "seeds": ("1 2", "1 1"), "log_every_steps": ("5", "0"), "checkpoint_every_epochs": ("3", "0"),
     "checkpoint_every_steps": ("4", "0.5"), "checkpoint_every_minutes": ("1.5", "inf"),
     "keep_checkpoints": ("2", "0"),
@@ -58,6 +59,7 @@ STEP: Values = {
     "recipe": ("imagenet", "imagnet"), "workers_per_device": ("2", "0"),
     "accumulation_steps": ("2", "3"), "model": ("resnet18", "resnet51"),
     "image_size": ("64", "0"), "num_classes": ("10", "0"), "dtype": ("float32", "float16"),
+    "dataset": ("fashion_mnist", "no_such_data"), "data_dir": ("data", "FILE"),
 }  # fmt: skip
 MEMORY: Values = STEP | {"memory_bytes": ("1000000000", "-1"), "num_devices": ("2", "0")}
 POD: Values = STEP | {

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from train.config import Config, Model
 from train.data.dataset import size_of
-from train.errors import UsageError, check_number
+from train.errors import UsageError, check_folder, check_number
 from train.recipes import RECIPES
 
 
@@ -56,6 +56,8 @@ class StepOptions:
         """Check everything that needs no devices."""
         for name in ("workers_per_device", "num_classes"):
             check_number(name, getattr(self, name), minimum=1)
+        if self.data_dir is not None:
+            check_folder("data_dir", self.data_dir)
         self.config_for(1, 1)  # checks the rest
         if self.workers_per_device % self.accumulation_steps:
             raise UsageError(
