@@ -183,6 +183,8 @@ def _prepare_published(options: published.Options, console: Console) -> int:
             "nothing was done"
         )
         return 0
+    source = f"from {options.archives}" if options.archives else "from a download"
+    console.print(f"preparing {options.name} {source}")  # nothing else is printed for minutes
     with _progress(console) as stage:
         prepared = published.prepare(options, stage)
     _show(options.name, prepared, console)
