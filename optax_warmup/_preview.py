@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import difflib
 import math
+import os
 import re
 import shutil
 import sys
@@ -78,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(chart(curves, width, options.height, log=options.log))
         for file in filter(None, (options.csv, options.png)):
             print(f"\nwrote {file}")
+        sys.stdout.flush()  # raises BrokenPipeError here rather than at exit
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         flags = {options.csv: "--csv ", options.png: "--png "}
         return _complain(f"{flags.get(error.filename, '')}{error.filename}: {error.strerror}")

@@ -166,10 +166,16 @@ def run(prog: str, command: Callable[[], int]) -> int:
     workarounds.silence_repeated_errors()
     workarounds.silence_matplotlib()
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()  # raises BrokenPipeError here rather than at exit
     except UsageError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_USAGE
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (RunError, OSError) as error:
         error = from_os_error(error) if isinstance(error, OSError) else error
         print(f"{prog}: {error}", file=sys.stderr)

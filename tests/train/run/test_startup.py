@@ -113,3 +113,13 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"--workdir {tmp_path}/? holds no run" in err
+
+
+@pytest.mark.parametrize("module", ["train.memory", "optax_warmup"])
+def test_a_reader_that_stops_early_ends_a_command_silently(module: str):
+    """`head` does it."""
+    with start(module, *(["--help"] if module == "train.memory" else [])) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(timeout=60), process.stderr.read()) == (1, "")
