@@ -27,18 +27,13 @@ FIELDS = [field.name for field in dataclasses.fields(LargeMinibatchRecipe)]
 
 # Flags of other trainers, and what they are called here.
 FLAGS_ELSEWHERE = {
-    "lr": "base-learning-rate",
-    "learning-rate": "base-learning-rate",
-    "epochs": "num-epochs",
-    "max-epochs": "num-epochs",
-    "num-train-epochs": "num-epochs",
-    "batch-size": "batch-size-per-worker",
-    "per-device-train-batch-size": "batch-size-per-worker",
-    "workers": "num-workers",
-    "lr-steps": "milestones",
-    "gamma": "decay-factor",
-    "lr-gamma": "decay-factor",
-    "warmup-steps": "warmup-epochs",
+    "base-learning-rate": ("lr", "learning-rate"),
+    "num-epochs": ("epochs", "max-epochs", "num-train-epochs"),
+    "batch-size-per-worker": ("batch-size", "per-device-train-batch-size"),
+    "num-workers": ("workers",),
+    "milestones": ("lr-steps",),
+    "decay-factor": ("gamma", "lr-gamma"),
+    "warmup-epochs": ("warmup-steps",),
 }
 
 EXAMPLES = """examples:
@@ -100,7 +95,7 @@ def _suggestion(word: str) -> str:
     """Advice about a flag that does not exist."""
     name = word.partition("=")[0].lstrip("-").replace("_", "-").lower()
     names = [field.replace("_", "-") for field in FIELDS]
-    close = [FLAGS_ELSEWHERE[name]] if name in FLAGS_ELSEWHERE else []
+    close = [ours for ours, theirs in FLAGS_ELSEWHERE.items() if name in theirs]
     close += difflib.get_close_matches(name, names, n=1)
     return f"; did you mean --{close[0]}?" if close else ""
 

@@ -16,7 +16,6 @@ from train.config import Config, JsonObject
 from train.errors import (
     RunError,
     UsageError,
-    check_folder,
     check_is_local,
     check_number,
     flag,
@@ -59,26 +58,7 @@ def parse_run(args: list[str], prog: str = "python -m train", description: str =
         values = {}
     if is_help:
         _print_help_of_run(config, recipe, prog, description)
-    config = _expand_home(config.replace(**values))
-    _check_folders(config)
-    return config
-
-
-def _check_folders(config: Config) -> None:
-    """Reject unusable folders before anything is read."""
-    workdir, init_from = config.output.workdir, config.experiment.init_from
-    check_folder("workdir", workdir)
-    for name in ("data_dir", "compilation_cache_dir"):
-        if (folder := getattr(config.machine, name)) is not None:
-            check_folder(name, folder)
-    if init_from is None or (workdir / "checkpoints").is_dir():  # a resumed run does not need it
-        return
-    is_checkpoint = init_from.parent.name == "checkpoints" and init_from.is_dir()
-    if not is_checkpoint and not (init_from / "checkpoints").is_dir():
-        raise UsageError(
-            f"--init-from {init_from} has no checkpoints; name the workdir of a trained run, or "
-            "checkpoints/STEP in one"
-        )
+    return _expand_home(config.replace(**values))
 
 
 def _recipe_of(args: list[str], prog: str) -> tuple[str, list[str]]:

@@ -73,7 +73,7 @@ def check_folder(field: str, folder: Path) -> None:
         if path.is_dir():
             return
         if os.path.lexists(path):
-            raise UsageError(f"{flag(field)} {folder} is not a folder: {path} is a file")
+            raise UsageError(f"{flag(field)} {folder} cannot be used: {path} is a file")
 
 
 def shown(value: float) -> str:

@@ -28,6 +28,7 @@ from train.errors import DataError, UsageError
 from train.plan import Plan, make_plan
 from train.run.fonts import drawable
 from train.run.terminal import terminal_width, wrapped
+from train.run.workdir import check_folders
 from train.step.examples import Examples
 from train.step.workers import make_workers
 
@@ -55,6 +56,7 @@ def main(args: list[str]) -> int:
         jax.config.update("jax_platforms", "cpu")
         workdir = config.output.workdir
         path = workdir / "inspect.png"
+        check_folders(config)
         dataset = open_dataset(config)
         line = (
             f"inspecting {dataset.name}: {len(dataset.train)} training and "

@@ -27,6 +27,7 @@ from train.run.seeds import score_in_words, score_of_seeds
 from train.run.terminal import terminal_width, wrapped
 from train.run.workdir import (
     SEEDS,
+    check_folders,
     claim,
     delete_summary,
     finished,
@@ -71,6 +72,7 @@ def run(
 
     # Reject an impossible configuration before a folder is created.
     agree(config)
+    together(lambda: check_folders(config))
     dataset = together(lambda: open_dataset(config))
     fingerprint = dataset.fingerprint
     agree_on_data(dataset.name, fingerprint)

@@ -18,7 +18,7 @@ import jax
 
 from train.config import Config, Experiment, JsonObject, Machine, Output, read_fields
 from train.data.fingerprint import FINGERPRINT, Fingerprint, recorded_in, recorded_with
-from train.errors import RunError, UsageError, flag, unusable_folder
+from train.errors import RunError, UsageError, check_folder, flag, unusable_folder
 from train.run.atomic import write_atomically
 
 SEEDS = "seeds.json"
@@ -26,6 +26,27 @@ SEEDS = "seeds.json"
 
 CHANGES = "data_changes"
 """Key in config.json of the changes of the data that the run continued after."""
+
+
+def check_folders(config: Config) -> None:
+    """Reject the folders of a run that cannot be used, before anything is read.
+
+    Raises:
+        UsageError: in one line, with the flag.
+    """
+    workdir, init_from = config.output.workdir, config.experiment.init_from
+    check_folder("workdir", workdir)
+    for name in ("data_dir", "compilation_cache_dir"):
+        if (folder := getattr(config.machine, name)) is not None:
+            check_folder(name, folder)
+    if init_from is None or (workdir / "checkpoints").is_dir():  # a resumed run does not need it
+        return
+    is_checkpoint = init_from.parent.name == "checkpoints" and init_from.is_dir()
+    if not is_checkpoint and not (init_from / "checkpoints").is_dir():
+        raise UsageError(
+            f"--init-from {init_from} has no checkpoints; name the workdir of a trained run, or "
+            "checkpoints/STEP in one"
+        )
 
 
 @contextlib.contextmanager

@@ -260,7 +260,8 @@ def test_an_unusable_data_dir_is_reported_in_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         assert f" {path} " in usage_error(data_dir=path, dataset="birds")
-        assert usage_error(data_dir=path) == f"--data-dir {path} cannot be used: Not a directory"
+        expected = f"--data-dir {path} cannot be used: {tmp_path / 'file'} is a file"
+        assert usage_error(data_dir=path) == expected
     message = usage_error(data_dir=tmp_path / "nowhere", dataset="birds")
     assert (
         f"birds is not prepared in {tmp_path / 'nowhere'} (the folder does not exist); prepare"
