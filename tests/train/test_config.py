@@ -243,7 +243,11 @@ def test_resumed_run_may_change_machine_but_not_experiment(field: str):
         assert differences == []
     else:
         written = [json.loads(config.to_json())[field] for config in (before, now)]
-        assert differences == [f"{flag(field)} was {written[0]} and is now {written[1]}"]
+        words = [
+            " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            for value in written
+        ]
+        assert differences == [f"{flag(field)} was {words[0]} and is now {words[1]}"]
 
 
 def test_parts_of_a_configuration_share_no_fields():
@@ -257,6 +261,14 @@ def test_parts_of_a_configuration_share_no_fields():
 def test_an_unknown_field_cannot_be_replaced():
     with pytest.raises(TypeError, match="no field learning_rate"):
         digits().replace(learning_rate=1)
+
+
+def test_differing_numbers_are_shown_as_one_would_type_them():
+    changed = digits().replace(num_epochs=120.0, milestones=(30.0, 60.5))
+    assert differing_fields(changed, digits().to_json()) == [
+        "--milestones was 30 60 80 and is now 30 60.5",
+        "--num-epochs was 90 and is now 120",
+    ]
 
 
 def test_all_differing_fields_are_listed():
@@ -290,5 +302,5 @@ def test_field_missing_from_the_file_has_its_default():
     assert differing_fields(changed, json.dumps(saved)) == [
         "--momentum was 0.9 and is now 0.5",
         "--scaling was linear and is now sqrt",
-        "--weight-decay was 0.0001 and is now 0.0",
+        "--weight-decay was 0.0001 and is now 0",
     ]

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
@@ -152,10 +152,17 @@ def differing_fields(config: Config, saved: str) -> list[str]:
     if config.machine.extend:
         may_differ |= {"num_epochs", "milestones"}
     return [
-        f"{flag(name)} was {before.get(name)} and is now {now.get(name)}"
+        f"{flag(name)} was {_typed(before.get(name))} and is now {_typed(now.get(name))}"
         for name in sorted((before.keys() | now.keys()) - may_differ)
         if before.get(name) != now.get(name)
     ]
+
+
+def _typed(value: Any) -> str:
+    """A value of config.json as one would type it: 30 60, not [30.0, 60.0]."""
+    if isinstance(value, list):
+        return " ".join(map(_typed, value))
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def differing_data(config: Config, fingerprint: Fingerprint | None, saved: str) -> list[str]:

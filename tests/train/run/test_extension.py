@@ -131,10 +131,10 @@ def test_an_extended_run_equals_one_of_that_length(
     assert train(tmp_path, *longer) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "--num-epochs was 2.0 and is now 3.0" in said
+    assert "--num-epochs was 2 and is now 3" in said
     assert "and --num-epochs and --milestones with --extend" in said
     assert train(tmp_path, *longer, "--extend", "--warmup-epochs", "0.5") == 2
-    assert "--warmup-epochs was 1.0 and is now 0.5" in capsys.readouterr().err
+    assert "--warmup-epochs was 1 and is now 0.5" in capsys.readouterr().err
     assert (workdir / "config.json").read_text() == config
     assert (workdir / "summary.json").exists()
 
