@@ -5,7 +5,6 @@ the network sees them, the first test images, and the number of images of each c
 accelerator and does not lock WORKDIR.
 """
 
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,8 +47,6 @@ a histogram of the classes."""
 
 def main(args: list[str]) -> int:
     """Run the command; return its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal cannot encode
 
     def command() -> int:
         config = command_line.parse_run(args, PROG, DESCRIPTION)
