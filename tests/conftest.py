@@ -29,8 +29,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # Each file's tests stay on one core, so the longest files must not come last.
 LONGEST_FIRST = [
     "test_faults.py", "test_train_step.py", "test_loop.py", "test_agreement.py", "test_timeline.py",
-    "test_changed_data.py", "test_main.py", "test_processes.py", "test_disk.py",
-    "test_fine_tuning.py", "test_benchmarks.py", "test_nonfinite.py", "test_compilation_cache.py",
+    "test_first_hour.py", "test_changed_data.py", "test_main.py", "test_processes.py",
+    "test_joining.py", "test_startup.py", "test_disk.py", "test_fine_tuning.py",
+    "test_extension.py", "test_memory.py", "test_benchmarks.py", "test_nonfinite.py",
+    "test_compilation_cache.py",
 ]  # fmt: skip
 
 
