@@ -73,7 +73,8 @@ def _recipe_of(args: list[str], prog: str) -> tuple[str, list[str]]:
     close = flag_names.closest(name, RECIPES)
     raise UsageError(
         f"there is no recipe {name!r}; {f'did you mean {close}? ' if close else ''}"
-        f"The recipes are {', '.join(RECIPES)}"
+        f"The recipes are {', '.join(RECIPES)}. Your own images are trained on with tfds, once "
+        "python -m train.prepare has prepared them"
     )
 
 
