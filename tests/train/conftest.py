@@ -1,13 +1,21 @@
 """Shared fixtures of the trainer's tests: prepared digits, and configurations of runs on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from train.config import Config
 from train.data.dataset import open_dataset
 from train.recipes import digits
+
+
+@pytest.fixture(autouse=True)
+def keep_the_compilation_cache() -> Iterator[None]:
+    """Enable the cache again after a test of `train.memory`, which disables it in its process."""
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture(scope="session")
