@@ -30,7 +30,7 @@ def write_images(folder: Path, num_images: int) -> None:
     import simplejpeg
     from sklearn.datasets import load_sample_images
 
-    from train.data.images import resize
+    from train.data.augmentation import resize
 
     photographs = load_sample_images().images
 

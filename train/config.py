@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from optax_warmup import LargeMinibatchRecipe
-from train.data.images import AugmentationName
+from train.data.augmentation import AugmentationName
 from train.errors import UsageError, check_number, flag, shown
 
 Model = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -250,6 +250,11 @@ class Machine:
     """Processes among which the reader threads are divided; 0 keeps them in the training process.
     Default: one per 4 threads for photographs on 8 cores or more, else 0."""
 
+    max_decoded_gb: float | None = None
+    """Gigabytes of memory for the decoded images of a data set, which are then decoded only once
+    and kept next to it. Default: half of the free memory; 0 decodes each image whenever it is
+    needed. Photographs are always decoded when needed."""
+
     prefetch_steps: int = 1
     """Minibatches read ahead into host memory. Two more are on their way to the devices."""
 
@@ -279,7 +284,7 @@ class Machine:
             "prefetch_steps", "num_processes", "coordinator_timeout_seconds",
         ):  # fmt: skip
             check_number(name, getattr(self, name), minimum=1)
-        for name in ("num_reader_processes", "max_nonfinite_steps"):
+        for name in ("num_reader_processes", "max_nonfinite_steps", "max_decoded_gb"):
             check_number(name, getattr(self, name), minimum=0)
         cluster = (self.coordinator_address, self.num_processes, self.process_id)
         if None in cluster and cluster not in ((None, None, None), (None, 1, None)):

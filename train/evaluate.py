@@ -15,7 +15,7 @@ from train.errors import UsageError
 from train.plan import make_plan
 from train.run.checkpoint import load_network
 from train.run.compilation_cache import keep_compiled
-from train.run.predictions import predict, scores
+from train.run.predictions import EvaluationMinibatches, predict, scores
 from train.run.terminal import terminal_width, wrapped
 from train.run.workdir import differing_data
 from train.step.evaluation import make_evaluation_step
@@ -88,7 +88,7 @@ def _evaluate(options: Options) -> int:
     plan = make_plan(config, dataset, make_workers(config))
     step = make_evaluation_step(config.experiment, dataset.num_classes, plan.workers)
     num_updates, network = load_network(options.workdir, plan.workers)
-    predictions = predict(plan, step, network)
+    predictions = predict(EvaluationMinibatches(plan), step, network)
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         labels, classes = predictions.labels, predictions.classes

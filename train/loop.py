@@ -1,8 +1,10 @@
 """The order of events: open, plan, resume, train, evaluate, save, summarize."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import optax
@@ -11,6 +13,7 @@ from train.cluster.agreement import agree, agree_on_data, together
 from train.cluster.stop import StopOnSignal
 from train.config import Config, JsonObject
 from train.data.dataset import open_dataset
+from train.data.in_memory import decode_once
 from train.data.minibatches import training_minibatches
 from train.data.reader import on_devices
 from train.errors import UsageError
@@ -21,7 +24,7 @@ from train.run.display import Display, outcome
 from train.run.extension import schedule_before
 from train.run.manifest import version_change
 from train.run.metrics import MetricsLog, results
-from train.run.predictions import predict, scores
+from train.run.predictions import EvaluationMinibatches, predict, scores
 from train.run.report import Report
 from train.run.seeds import score_in_words, score_of_seeds
 from train.run.terminal import terminal_width, wrapped
@@ -143,10 +146,14 @@ def run(
         report = Report(plan, log, display, step)
         times = CheckpointTimes(config, timeline)
 
-        # Compile before the first minibatch is there.
-        train_step = make_train_step(*arguments, on_nonfinite=config.machine.on_nonfinite)
-        train_step = train_step.lower(state, abstract_minibatch(experiment, workers)).compile()
+        # Compile while small images are decoded.
+        with ThreadPoolExecutor(1) as pool:
+            decoding = pool.submit(decode_once, config, dataset, display.say)
+            train_step = make_train_step(*arguments, on_nonfinite=config.machine.on_nonfinite)
+            train_step = train_step.lower(state, abstract_minibatch(experiment, workers)).compile()
+            plan = dataclasses.replace(plan, dataset=together(decoding.result))
         evaluation_step = make_evaluation_step(experiment, dataset.num_classes, workers)
+        test = EvaluationMinibatches(plan)
 
         minibatches = training_minibatches(plan, step, plan.last_step)
         for minibatch in on_devices(minibatches, workers):
@@ -156,7 +163,7 @@ def run(
             report.queue(step, metrics)
             if plan.ends_epoch(step):
                 record = report.read()
-                predictions = predict(plan, evaluation_step, state.network)
+                predictions = predict(test, evaluation_step, state.network)
                 report.write(record | scores(predictions, dataset.num_classes))
                 report.restart_clock(step)
             stopping = stop.reached(step)

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "init_from": Path("trained"), "accumulation_steps": 2, "dtype": "bfloat16", "seed": 3,
     "seeds": (1, 2), "log_every_steps": 5, "checkpoint_every_epochs": 3, "num_devices": 2,
     "num_reader_threads": 3, "num_reader_processes": 2, "prefetch_steps": 4,
+    "max_decoded_gb": 0.5,
     "checkpoint_every_steps": 4, "checkpoint_every_minutes": 1.5, "keep_checkpoints": 2,
     "on_nonfinite": "skip", "max_nonfinite_steps": 3,
     "compilation_cache_dir": Path("compiled"), "allow_batch_size_change": True, "extend": True,
@@ -37,7 +38,7 @@ OTHER: dict[str, Any] = {
 CHANGEABLE_FIELDS = {
     "workdir", "data_dir", "accumulation_steps", "log_every_steps", "checkpoint_every_epochs",
     "num_steps", "num_devices", "num_reader_threads", "num_reader_processes", "prefetch_steps",
-    "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
+    "max_decoded_gb", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
     "on_nonfinite", "max_nonfinite_steps", "compilation_cache_dir",
     "seeds", "allow_batch_size_change", "allow_data_change", "extend",
     "coordinator_timeout_seconds", *CLUSTER,

@@ -23,6 +23,7 @@ OURS = [
     r" +step +epoch +learning rate",
     r"(first step|last warmup step|first step after warmup|last step) +[\d. e-]+",
     r"milestone, epoch \d+ +[\d. e-]+",
+    r"decoding the \d+ images of the split .(train|test). once: .+",
     r"never reached: milestones at epochs [\d, ]+",
     # progress and outcome
     r"step \d+/\d+  epoch \d+\.\d  loss \d+\.\d+  error .+  rate .+ images/s",

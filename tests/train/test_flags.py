@@ -43,6 +43,7 @@ RUN: Values = {
     "allow_batch_size_change": SWITCH, "on_nonfinite": ("skip", "ignore"),
     "max_nonfinite_steps": ("3", "-1"), "num_reader_threads": ("3", "0"),
     "num_reader_processes": ("2", "-1"), "prefetch_steps": ("4", "0"),
+    "max_decoded_gb": ("0.5", "-1"),
     "compilation_cache_dir": ("compiled", "FILE"), "coordinator_address": ("h:1", "h"),
     "num_processes": ("2", "0"), "process_id": ("1", "3"), "workdir": ("run", "FILE"),
     "coordinator_timeout_seconds": ("60", "0"), "extend": SWITCH,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Bottom up: a module imports only modules that precede it.
 ORDER = [
     "errors",
-    "data.images",
+    "data.augmentation",
     "config",
     "recipes",
     "timeline",
@@ -34,6 +34,7 @@ ORDER = [
     "run.flags",
     "run.help_page",
     "run.atomic",
+    "data.images",
     "data.shrink",
     "data.fingerprint",
     "data.records",
@@ -64,6 +65,7 @@ ORDER = [
     "data.dataset",
     "plan",
     "data.reader",
+    "data.in_memory",
     "data.minibatches",
     "run.compilation_cache",
     "run.workdir",

@@ -3,9 +3,10 @@
 The example at position p of epoch e is `epoch_order(seed, e)[p]`. Step s of an epoch takes
 positions [s·kn, (s + 1)·kn), of which worker j has the slice j·n (`Timeline.place` covers a changed
 batch size). Devices, processes and accumulation do not enter, so a run resumes by starting at a
-step: there is no state to save.
+step: there is no state to save. Whether images are decoded beforehand changes no byte either.
 
-Shapes: n images per worker, S the side of the network's input, C channels.
+Shapes: N training examples, n images per worker, W workers, S the side of the network's input,
+C channels.
 """
 
 import functools
@@ -15,10 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from train.config import Config, Experiment
-from train.data.images import AUGMENTATIONS, decode
+from train.data.augmentation import AUGMENTATIONS, Shifts, random_shifts, shift
 from train.data.reader import read, reader_processes
-from train.data.records import Dataset, image_name
-from train.errors import DataError
+from train.data.records import Dataset, read_example
 from train.plan import Plan
 from train.step.examples import NO_LABEL, Examples
 
@@ -29,8 +29,15 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, 0)).permutation(num_examples)
 
 
+@functools.lru_cache(maxsize=2)
+def epoch_shifts(seed: int, epoch: int, num_examples: int, size: int, flip: bool) -> Shifts:
+    """One random shift of every example per epoch, whoever loads it; arrays of shape (N,)."""
+    rng = np.random.default_rng((seed, epoch, 1))
+    return random_shifts(num_examples, size, flip=flip, rng=rng)
+
+
 def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
-    """The generator that augments one example in one epoch, whoever loads it."""
+    """The generator that crops one photograph in one epoch, whoever loads it."""
     return np.random.default_rng((seed, epoch, 1 + example))
 
 
@@ -42,28 +49,35 @@ def training_minibatches(
     Rows have the shape (len(workers.local) · n, ...), in the order of `workers.local`.
 
     Raises:
-        DataError: at a record that `_read_example` rejects.
+        DataError: at a record that `read_example` rejects.
     """
     config, dataset, place = plan.config, plan.dataset, plan.timeline.place
     experiment = config.experiment
     augmentation = AUGMENTATIONS[experiment.augmentation]
-    num_examples = len(dataset.train)
+    seed, size, num_examples = experiment.seed, experiment.image_size, len(dataset.train)
     n = experiment.batch_size_per_worker
 
     # The closure must not hold the plan: devices cannot be sent to reader processes.
-    def load(step: int, worker: int) -> Examples[np.ndarray]:
+    def load(step: int, workers: np.ndarray) -> Examples[np.ndarray]:
         epoch, position = place(step)
-        first = position + worker * n
-        order = epoch_order(experiment.seed, epoch, num_examples)
-        rows = _padding(n, experiment)
-        for row, example in enumerate(order[first : first + n].tolist()):
-            rng = example_rng(experiment.seed, epoch, example)
-            image, rows.labels[row] = _read_example(dataset, "train", example, config)
-            rows.images[row] = augmentation.augment(image, experiment.image_size, rng)
+        order = epoch_order(seed, epoch, num_examples)
+        examples = order[position + _positions(workers, n)]
+        if not augmentation.random_crop:
+            rows = _without_augmentation(dataset, "train", examples, config)
+            shifts = epoch_shifts(seed, epoch, num_examples, size, augmentation.flip)
+            return Examples(shift(rows.images, shifts.of(examples)), rows.labels)
+        rows = _padding(len(examples), experiment)
+        for row, example in enumerate(examples.tolist()):
+            image, rows.labels[row] = read_example(dataset, "train", example, config)
+            rng = example_rng(seed, epoch, example)
+            rows.images[row] = augmentation.crop(image, size, rng)
         return rows
 
     if experiment.data == "synthetic":  # so that the host does no work
         return itertools.repeat(next(read(load, plan, 0, 1)), last_step - first_step)
+    if dataset.decoded:
+        local = plan.workers.local
+        return (load(step, local) for step in range(first_step, last_step))
     return read(load, plan, first_step, last_step, reader_processes(config))
 
 
@@ -73,58 +87,53 @@ def evaluation_minibatches(plan: Plan) -> Iterator[Examples[np.ndarray]]:
     The last minibatch is padded with images whose label is `NO_LABEL`.
 
     Raises:
-        DataError: at a record that `_read_example` rejects.
+        DataError: at a record that `read_example` rejects.
     """
     config, dataset = plan.config, plan.dataset
     experiment, split = config.experiment, dataset.evaluation_split
-    augmentation = AUGMENTATIONS[experiment.augmentation]
     num_examples = len(dataset.evaluation)
     kn, n = experiment.batch_size, experiment.batch_size_per_worker
+    num_steps = -(-num_examples // kn)
 
-    def load(step: int, worker: int) -> Examples[np.ndarray]:
-        first = step * kn + worker * n
-        rows = _padding(n, experiment)
-        for row, example in enumerate(range(first, min(first + n, num_examples))):
-            image, rows.labels[row] = _read_example(dataset, split, example, config)
-            rows.images[row] = augmentation.evaluation_crop(image, experiment.image_size)
+    def load(step: int, workers: np.ndarray) -> Examples[np.ndarray]:
+        examples = step * kn + _positions(workers, n)
+        rows = _padding(len(examples), experiment)
+        is_example = examples < num_examples
+        images, labels = _without_augmentation(dataset, split, examples[is_example], config)
+        rows.images[is_example], rows.labels[is_example] = images, labels
         return rows
 
-    return read(load, plan, 0, -(-num_examples // kn))
+    if dataset.decoded:
+        return (load(step, plan.workers.local) for step in range(num_steps))
+    return read(load, plan, 0, num_steps)
 
 
-def _padding(n: int, experiment: Experiment) -> Examples[np.ndarray]:
-    """Rows to fill one by one, so that each image is written to memory that is in the cache."""
+def _positions(workers: np.ndarray, n: int) -> np.ndarray:
+    """Positions in a minibatch of some workers' images, (W·n,)."""
+    return (workers[:, None] * n + np.arange(n)).reshape(-1)
+
+
+def _padding(num_images: int, experiment: Experiment) -> Examples[np.ndarray]:
     side = experiment.image_size
     return Examples(
-        np.zeros((n, side, side, experiment.num_channels), np.uint8),
-        np.full(n, NO_LABEL, np.int32),
+        np.zeros((num_images, side, side, experiment.num_channels), np.uint8),
+        np.full(num_images, NO_LABEL, np.int32),
     )
 
 
-def _read_example(
-    dataset: Dataset, split: str, index: int, config: Config
-) -> tuple[np.ndarray, int]:
-    """Read one record of a split: its decoded image and its label.
-
-    Raises:
-        DataError: in one line, if the label is not a class of the data set, or if the image cannot
-            be decoded.
-    """
-    record = (dataset.train if split == "train" else dataset.evaluation)[index]
-    label, num_classes = int(record["label"]), dataset.num_classes
-    try:
-        if 0 <= label < num_classes:
-            return decode(record["image"], config.experiment.num_channels), label
-        reason = (
-            f"its label is {label}, but the data set has {num_classes} classes, 0 to "
-            f"{num_classes - 1}; prepare the data set again with correct labels"
-        )
-    except ValueError as error:
-        folder = f" --data-dir {config.machine.data_dir}" if config.machine.data_dir else ""
-        reason = (
-            f"{error}; 'python -m train.prepare verify {dataset.name}{folder} --skip-corrupt' "
-            "omits corrupt images from training"
-        )
-    name = image_name(record)
-    place = f"image {dataset.stored_index(split, index)}{'' if name is None else f' ({name})'}"
-    raise DataError(f"{dataset.name}, split '{split}', {place}: {reason}")
+def _without_augmentation(
+    dataset: Dataset, split: str, examples: np.ndarray, config: Config
+) -> Examples[np.ndarray]:
+    """Images of the network's size and labels of some examples; nothing is random."""
+    experiment = config.experiment
+    crop = AUGMENTATIONS[experiment.augmentation].evaluation_crop
+    if (decoded := dataset.decoded.get(split)) is None:
+        rows = _padding(len(examples), experiment)
+    else:
+        some = decoded[examples]
+        rows = Examples(some["image"], some["label"])
+    # Rows are filled one by one, so that each image is written to memory that is in the cache.
+    for row in np.flatnonzero(rows.labels == NO_LABEL).tolist():
+        image, rows.labels[row] = read_example(dataset, split, int(examples[row]), config)
+        rows.images[row] = crop(image, experiment.image_size)
+    return rows

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from train.config import Config, Machine
-from train.data.images import AUGMENTATIONS
+from train.data.augmentation import AUGMENTATIONS
 from train.plan import Plan
 from train.step.examples import Examples
 from train.step.workers import Workers
@@ -75,7 +75,7 @@ def reader_processes(config: Config) -> int:
 
 
 def read(
-    load: Callable[[int, int], T],
+    load: Callable[[int, np.ndarray], T],
     plan: Plan,
     first_step: int,
     last_step: int,
@@ -84,18 +84,18 @@ def read(
     """Load rows worker by worker in Grain's threads and yield them step by step, in order.
 
     Args:
-        load: pure function from step and worker to the worker's rows, a tree of arrays. It must be
-            picklable if there are reader processes.
+        load: pure function from step and indices of workers to the workers' rows, a tree of arrays.
+            It must be picklable if there are reader processes.
         plan: plan of the run; this process loads the rows of `plan.workers.local`.
         first_step: first step.
         last_step: step after the last one.
         num_processes: processes among which the threads are divided, or 0.
     """
-    local = plan.workers.local.tolist()
+    local = plan.workers.local
 
     def load_item(item: int) -> T:
         step, place = divmod(item, len(local))
-        return load(step, local[place])
+        return load(step, local[place : place + 1])
 
     def concatenate(parts: Sequence[T]) -> T:
         return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

@@ -1,15 +1,17 @@
 """Random access to the encoded images and labels of a data set."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
-from train.config import JsonObject
+from train.config import Config, JsonObject
 from train.data.fingerprint import Fingerprint
+from train.data.images import decode
+from train.errors import DataError
 
 NAMES = ("id", "file_name")
 """Features that hold an image's name, in data sets of tensorflow-datasets and of this project."""
@@ -107,6 +109,8 @@ class Dataset:
     """None for synthetic data."""
     folder: Path | None = None
     """Folder with its files; None for synthetic data."""
+    decoded: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Decoded examples of each split, if they are kept in memory; see `data/in_memory`."""
 
     @property
     def num_classes(self) -> int:
@@ -115,5 +119,38 @@ class Dataset:
 
     def stored_index(self, split: str, index: int) -> int:
         """Index in the stored split, which may hold images that training omits."""
-        records = self.train if split == "train" else self.evaluation
+        records = self.records(split)
         return int(getattr(records, "stored_indices", np.arange(len(records)))[index])
+
+    def records(self, split: str) -> Records:
+        """Records of the training split or of the evaluation split."""
+        return self.train if split == "train" else self.evaluation
+
+
+def read_example(
+    dataset: Dataset, split: str, index: int, config: Config
+) -> tuple[np.ndarray, int]:
+    """Read one record of a split: its decoded image and its label.
+
+    Raises:
+        DataError: in one line, if the label is not a class of the data set, or if the image cannot
+            be decoded.
+    """
+    record = dataset.records(split)[index]
+    label, num_classes = int(record["label"]), dataset.num_classes
+    try:
+        if 0 <= label < num_classes:
+            return decode(record["image"], config.experiment.num_channels), label
+        reason = (
+            f"its label is {label}, but the data set has {num_classes} classes, 0 to "
+            f"{num_classes - 1}; prepare the data set again with correct labels"
+        )
+    except ValueError as error:
+        folder = f" --data-dir {config.machine.data_dir}" if config.machine.data_dir else ""
+        reason = (
+            f"{error}; 'python -m train.prepare verify {dataset.name}{folder} --skip-corrupt' "
+            "omits corrupt images from training"
+        )
+    name = image_name(record)
+    place = f"image {dataset.stored_index(split, index)}{'' if name is None else f' ({name})'}"
+    raise DataError(f"{dataset.name}, split '{split}', {place}: {reason}")

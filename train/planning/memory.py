@@ -3,15 +3,14 @@
 import contextlib
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import optax
 
 from train.config import Config
+from train.data.in_memory import available_bytes
 from train.errors import UsageError
 from train.run.workarounds import QUIET_COMPILATION
 from train.step.examples import abstract_minibatch
@@ -128,16 +127,6 @@ def memory_of(device: Device, num_devices: int) -> tuple[int, str]:
             source = "available here; XLA's CPU libraries need some more than is counted"
             return available_bytes() // num_devices, source
     raise UsageError(f"cannot determine the memory of {device.device_kind}; pass --memory-bytes")
-
-
-def available_bytes() -> int:
-    """Available memory in bytes, capped by the container limit."""
-    [free] = re.findall(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.M)
-    free, group = 1024 * int(free), Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # not a container, or its limit is "max"
-        [used] = re.findall(r"^anon (\d+)$", (group / "memory.stat").read_text(), re.M)
-        free = min(free, int((group / "memory.max").read_text()) - int(used))
-    return free
 
 
 def gigabytes(num_bytes: float) -> str:

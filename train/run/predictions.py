@@ -11,16 +11,49 @@ from train.data.reader import on_devices
 from train.plan import Plan
 from train.run.metrics import Record
 from train.step.evaluation import MOST_CLASSES, Predictions
+from train.step.examples import Examples
 from train.step.network import Network
+
+MOST_BYTES_ON_A_DEVICE = 1 << 28  # of test images that stay there during training
+
+
+class EvaluationMinibatches:
+    """Test images on the devices, minibatch by minibatch, each time that this is iterated.
+
+    Images that were decoded beforehand stay on the devices, unless they are too large.
+
+    Args:
+        plan: plan of the run.
+
+    Attributes:
+        num_images: number of test images N; the rest of the last minibatch is padding.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.num_images = len(plan.dataset.evaluation)
+        decoded = plan.dataset.decoded.get(plan.dataset.evaluation_split)
+        most_bytes = MOST_BYTES_ON_A_DEVICE * plan.workers.mesh.devices.size
+        self._stay = decoded is not None and decoded.nbytes <= most_bytes
+        self._on_devices: list[Examples[jax.Array]] = []
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[Examples[jax.Array]]:
+        if self._on_devices:
+            return iter(self._on_devices)
+        minibatches = on_devices(evaluation_minibatches(self._plan), self._plan.workers)
+        if self._stay:
+            self._on_devices = list(minibatches)
+            return iter(self._on_devices)
+        return minibatches
 
 
 def predict(
-    plan: Plan, evaluation_step: jax.stages.Wrapped, network: Network
+    test: EvaluationMinibatches, evaluation_step: jax.stages.Wrapped, network: Network
 ) -> Predictions[np.ndarray]:
     """Predict the classes of all N test images, in their order.
 
     Args:
-        plan: plan of the run.
+        test: the test images.
         evaluation_step: what `make_evaluation_step` returned.
         network: the network.
 
@@ -29,15 +62,14 @@ def predict(
     """
 
     def minibatches() -> Iterator[Predictions[np.ndarray]]:
-        for minibatch in on_devices(evaluation_minibatches(plan), plan.workers):
+        for minibatch in test:
             labels, classes, losses = jax.device_get(evaluation_step(network, minibatch))
             yield Predictions(
                 labels.reshape(-1), classes.reshape(-1, classes.shape[-1]), losses.reshape(-1)
             )
 
-    num_images = len(plan.dataset.evaluation)  # the rest is padding
     parts = zip(*minibatches(), strict=True)
-    return Predictions(*(np.concatenate(part)[:num_images] for part in parts))
+    return Predictions(*(np.concatenate(part)[: test.num_images] for part in parts))
 
 
 def scores(predictions: Predictions[np.ndarray], num_classes: int) -> Record:

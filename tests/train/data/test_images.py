@@ -1,8 +1,4 @@
-"""Tests of decoding, augmentation, the evaluation crop and normalization.
-
-An image of coordinates holds the row in its first channel and the column in its second, so that a
-crop reveals which pixels it holds.
-"""
+"""Tests of decoding and normalization."""
 
 import io
 import re
@@ -11,7 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import cv2
 import jax
@@ -24,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from train.data import images
+from train.data.augmentation import AUGMENTATIONS
 from train.recipes import IMAGENET_MEAN, IMAGENET_STD
 from train.step.network import normalize
 
@@ -31,20 +28,9 @@ sides = st.integers(1, 256)
 seeds = st.integers(0, 2**32 - 1)
 property_test = settings(deadline=None, derandomize=True, max_examples=200)
 
-CROP_FLIP = images.AUGMENTATIONS["crop-flip"]
+CROP_FLIP = AUGMENTATIONS["crop-flip"]
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-
-
-def coordinates(height: int, width: int) -> np.ndarray:
-    rows, columns = np.indices((height, width))
-    return np.stack([rows, columns], axis=-1).astype(np.uint8)
-
-
-def rectangle(crop: np.ndarray) -> tuple[int, int, int, int]:
-    """First row, last row, first column and last column of an enlarged crop of coordinates."""
-    (top, left), (bottom, right) = crop[0, 0].tolist(), crop[-1, -1].tolist()
-    return top, bottom, left, right
 
 
 def encode(pixels: np.ndarray, file_format: str, mode: str = "", **options: Any) -> bytes:
@@ -180,7 +166,7 @@ def test_the_smallest_and_the_longest_images_decode(height: int, width: int, fil
     decoded = images.decode(encode(pixels, file_format, quality=95), num_channels=3)
     assert decoded.shape == pixels.shape
     assert np.abs(decoded.astype(int) - pixels).mean() < 8
-    crop = CROP_FLIP.augment(decoded, 32, np.random.default_rng(0))
+    crop = CROP_FLIP.crop(decoded, 32, np.random.default_rng(0))
     assert crop.shape == CROP_FLIP.evaluation_crop(decoded, 32).shape == (32, 32, 3)
 
 
@@ -372,6 +358,7 @@ FUZZ = """
 import faulthandler, pathlib, resource, sys
 import numpy as np
 from train.data import images
+from train.data.augmentation import AUGMENTATIONS
 
 faulthandler.dump_traceback_later(100, exit=True)
 number, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -433,8 +420,8 @@ for seed in range(number):
     height, width, found = image.shape
     assert image.dtype == np.uint8 and found == channels
     assert 1 <= height * width <= images.MAX_PIXELS
-    crop_flip = images.AUGMENTATIONS["crop-flip"]
-    augmented, evaluated = crop_flip.augment(image, 16, rng), crop_flip.evaluation_crop(image, 16)
+    crop_flip = AUGMENTATIONS["crop-flip"]
+    augmented, evaluated = crop_flip.crop(image, 16, rng), crop_flip.evaluation_crop(image, 16)
     assert augmented.shape == evaluated.shape == (16, 16, channels)
     decoded += 1
 print(decoded, refused)
@@ -547,168 +534,6 @@ def test_an_image_of_a_missing_package_names_the_package(monkeypatch: pytest.Mon
     monkeypatch.setattr(images, "FORMATS", ("JPEG",))  # as if no plugin read HEIC or AVIF
     with pytest.raises(ValueError, match="needs the package pillow-heif"):
         images.decode(encode(picture(), "AVIF"), 3)
-
-
-@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]), seeds)
-@property_test
-def test_shrinking_averages_over_areas(rows: int, columns: int, channels: int, seed: int):
-    rng = np.random.default_rng(seed)
-    image = rng.integers(256, size=(5 * rows, 4 * columns, channels), dtype=np.uint8)
-    means = image.reshape(5, rows, 4, columns, channels).astype(float).mean(axis=(1, 3))
-    resized = images.resize(image, 5, 4)
-    assert resized.dtype == np.uint8
-    np.testing.assert_allclose(resized.astype(float), means, rtol=0, atol=1)  # rounded
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_shrinking_side_is_averaged_even_if_the_other_grows(transposed: bool):
-    """The stripes of a panorama average out; sampling single pixels would give stripes again."""
-    stripes = np.zeros((10, 30_000, 1), np.uint8)
-    stripes[:, ::2] = 255
-    image = stripes.transpose(1, 0, 2) if transposed else stripes
-    resized = images.resize(image, 32, 32)
-    np.testing.assert_allclose(resized.astype(float), 127.5, atol=2)
-
-
-@given(sides, sides, seeds)
-@property_test
-def test_a_random_crop_lies_inside_at_a_valid_area_and_ratio(height: int, width: int, seed: int):
-    crop = images.random_resized_crop(coordinates(height, width), 256, np.random.default_rng(seed))
-    assert crop.shape == (256, 256, 2)
-    assert crop.dtype == np.uint8
-    top, bottom, left, right = rectangle(crop)
-    assert 0 <= top <= bottom < height
-    assert 0 <= left <= right < width
-    crop_height, crop_width = bottom - top + 1, right - left + 1
-    if crop_height == crop_width == min(height, width):
-        return  # the central square, if nothing else fits
-    # Rounding to a whole pixel changes each side by at most half a pixel.
-    assert (crop_height + 0.5) * (crop_width + 0.5) >= 0.08 * height * width
-    assert (crop_height - 0.5) * (crop_width - 0.5) <= height * width
-    assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
-    assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
-
-
-def test_random_crops_cover_the_ranges_of_the_paper():
-    """Areas are uniform from 8 % to 100 %; ratios from 3/4 to 4/3 are as often wide as tall."""
-    image = coordinates(200, 250)
-    crops = [
-        images.random_resized_crop(image, 256, np.random.default_rng(seed)) for seed in range(2000)
-    ]
-    edges = np.array([rectangle(crop) for crop in crops], float)
-    heights, widths = edges[:, 1] - edges[:, 0] + 1, edges[:, 3] - edges[:, 2] + 1
-    areas, ratios = heights * widths / (200 * 250), widths / heights
-    # Nearly all areas below one half fit, so a third of these is below 0.08 + 0.42/3.
-    below_half = areas[areas < 0.5]
-    assert 0.25 < (below_half < 0.08 + 0.42 / 3).mean() < 0.42
-    assert areas.min() < 0.1
-    assert areas.max() > 0.95
-    assert (heights.max(), widths.max()) == (200, 250)
-    assert ratios.min() < 0.78
-    assert ratios.max() > 1.28
-    small = areas < 0.3  # small crops fit at any ratio
-    assert 0.4 < (ratios[small] > 1).mean() < 0.6
-    # Even crops that do not fill the image reach each of its edges.
-    narrow = edges[(heights < 100) & (widths < 100)]
-    assert narrow.min(axis=0)[[0, 2]].tolist() == [0, 0]
-    assert narrow.max(axis=0)[[1, 3]].tolist() == [199, 249]
-    # The central square is used once in 10**5 times, after ten rectangles that do not fit.
-    assert not ((heights == 200) & (widths == 200)).any()
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 255), (255, 8)])
-def test_the_central_square_is_used_if_no_rectangle_fits(height: int, width: int):
-    crop = images.random_resized_crop(coordinates(height, width), 256, np.random.default_rng(0))
-    start = (255 - 8) // 2
-    expected = (0, 7, start, start + 7) if width == 255 else (start, start + 7, 0, 7)
-    assert rectangle(crop) == expected
-
-
-def is_mirrored(image: np.ndarray) -> bool:
-    return int(image[0, 0, 1]) > int(image[0, -1, 1])
-
-
-@pytest.mark.parametrize(
-    ("augmentation", "share"), [("crop-flip", 0.5), ("shift-flip", 0.5), ("shift", 0)]
-)
-def test_a_flip_mirrors_half_of_the_images(augmentation: images.AugmentationName, share: float):
-    image = coordinates(64, 64) + np.uint8(1)
-    augment = images.AUGMENTATIONS[augmentation].augment
-    augmented = [
-        augment(image, 64, np.random.default_rng(seed))[10:-10, 10:-10] for seed in range(400)
-    ]
-    mirrored = [is_mirrored(crop) for crop in augmented]
-    assert abs(np.mean(mirrored) - share) <= (0.1 if share else 0)
-    # Never upside down.
-    assert all(crop[0, 0, 0] <= crop[-1, 0, 0] for crop in augmented)
-
-
-@pytest.mark.parametrize(("size", "pad"), [(8, 1), (28, 3)])
-def test_shifts_cover_all_offsets_and_pad_with_zeros(size: int, pad: int):
-    image = coordinates(size, size) + np.uint8(1)
-    padded = np.zeros((size + 2 * pad, size + 2 * pad, 2), np.uint8)
-    padded[pad:-pad, pad:-pad] = image
-    seen = set()
-    for seed in range(100 * (2 * pad + 1)):
-        shifted = images.random_shift(image, np.random.default_rng(seed))
-        middle = shifted[size // 2, size // 2].astype(int)
-        top, left = middle - 1 - size // 2 + pad
-        np.testing.assert_array_equal(shifted, padded[top : top + size, left : left + size])
-        seen.add((top, left))
-    assert seen == {(i, j) for i in range(2 * pad + 1) for j in range(2 * pad + 1)}
-
-
-@given(
-    sides, sides, st.sampled_from([1, 3]), st.integers(8, 64),
-    st.sampled_from(get_args(images.AugmentationName)), seeds,
-)  # fmt: skip
-@property_test
-def test_any_image_becomes_a_square_of_the_requested_size(
-    height: int, width: int, channels: int, size: int, augmentation: Any, seed: int
-):
-    image = np.full((height, width, channels), 7, np.uint8)
-    kind = images.AUGMENTATIONS[augmentation]
-    augmented = kind.augment(image, size, np.random.default_rng(seed))
-    evaluated = kind.evaluation_crop(image, size)
-    assert augmented.shape == evaluated.shape == (size, size, channels)
-    assert augmented.dtype == evaluated.dtype == np.uint8
-    assert (evaluated == 7).all()  # evaluation images are not padded
-    if augmentation == "crop-flip":
-        assert (augmented == 7).all()
-
-
-def test_augmentation_depends_only_on_its_generator():
-    image = coordinates(50, 60)
-    once, again, other = (
-        CROP_FLIP.augment(image, 32, np.random.default_rng(seed)) for seed in (3, 3, 4)
-    )
-    np.testing.assert_array_equal(once, again)
-    assert (once != other).any()
-
-
-def test_an_image_of_256_pixels_is_evaluated_on_its_central_224():
-    image = np.random.default_rng(0).integers(256, size=(256, 300, 3), dtype=np.uint8)
-    crop = CROP_FLIP.evaluation_crop(image, 224)
-    np.testing.assert_array_equal(crop, image[16:240, 38:262])
-
-
-@given(sides, sides)
-@property_test
-def test_the_evaluation_crop_is_central(height: int, width: int):
-    crop = CROP_FLIP.evaluation_crop(coordinates(height, width), 256)
-    top, bottom, left, right = rectangle(crop)
-    side = bottom - top + 1
-    assert right - left + 1 == side
-    assert abs(side - min(height, width) * 224 / 256) <= 0.5 or side == 1
-    assert abs(top - (height - 1 - bottom)) <= 1
-    assert abs(left - (width - 1 - right)) <= 1
-
-
-def test_small_images_are_evaluated_whole():
-    image = coordinates(28, 28)
-    np.testing.assert_array_equal(
-        images.AUGMENTATIONS["shift-flip"].evaluation_crop(image, 28), image
-    )
 
 
 @pytest.mark.parametrize(

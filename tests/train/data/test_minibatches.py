@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import Config
+from train.data.augmentation import AUGMENTATIONS
 from train.data.dataset import open_dataset
-from train.data.images import AUGMENTATIONS
 from train.data.minibatches import epoch_order, evaluation_minibatches, training_minibatches
 from train.data.records import Dataset
 from train.errors import DataError

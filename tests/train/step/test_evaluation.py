@@ -13,7 +13,7 @@ from train.data.dataset import open_dataset
 from train.data.records import Records
 from train.plan import make_plan
 from train.recipes import digits
-from train.run.predictions import predict, scores
+from train.run.predictions import EvaluationMinibatches, predict, scores
 from train.step.evaluation import Predictions, make_evaluation_step
 from train.step.optimizer import make_optimizer
 from train.step.state import initial_state
@@ -52,7 +52,9 @@ def test_each_example_counts_exactly_once(
     optimizer = make_optimizer(lambda step: 0.0)
     step = make_evaluation_step(config.experiment, 10, workers)
     state = initial_state(config.experiment, 10, optimizer, workers)
-    predictions = predict(make_plan(config, dataset, workers), step, state.network)
+    predictions = predict(
+        EvaluationMinibatches(make_plan(config, dataset, workers)), step, state.network
+    )
     truth = [record["label"] for record in dataset.evaluation.__getitems__(range(PRIME))]
     np.testing.assert_array_equal(predictions.labels, truth)
     assert predictions.classes.shape == (PRIME, 5)
