@@ -45,6 +45,24 @@ def steps(settings: list[dict[str, Any]]) -> str:
     return table([*header, "load before"], rows)
 
 
+def small_data(settings: list[dict[str, Any]]) -> str:
+    """Throughput of the input pipeline for small images on one core."""
+    rows = (
+        [
+            f"{r['size']}×{r['size']}×{r['num_channels']}, {r['augmentation']}",
+            *(
+                f"{r[name]['images_per_second']:,.0f}"
+                for name in ("array", "array, to the device", "records")
+            ),
+            f"{r['decode_s']:.1f} s",
+            f"{1e3 * r['open_s']:.1f} ms",
+        ]
+        for r in settings
+    )
+    header = ["images/s", "array", "array, to the device", "records"]
+    return table([*header, "first start decodes", "next start opens"], rows)
+
+
 def end_to_end(settings: list[dict[str, Any]]) -> str:
     """Throughput of the input pipeline, the step, and both."""
     rows = (
@@ -307,6 +325,7 @@ def make_tables() -> dict[str, str]:
         "pipelines-one-core": pipelines(reports["input_pipeline"]["cores_1"]),
         "pipelines-two-cores": pipelines(reports["input_pipeline"]["cores_2"]),
         "tf-data": over_tf_data(reports["input_pipeline"]),
+        "small-data": small_data(reports["small_data"]["settings"]),
         "startup": startup(reports["startup"]["seconds"]),
         "checkpoint": checkpoint(reports["checkpoint"]),
         "preparation": preparation(reports["preparation"]),
