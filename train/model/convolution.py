@@ -2,7 +2,9 @@
 
 On CPUs, XLA computes a matrix product in half the time of the equivalent 1x1 convolution, and a
 chain of comparisons in a fifth of the time of a window reduction for pooling, each including its
-gradients. Other platforms use XLA's own operations, which fuse better there.
+gradients. Some 3x3 convolutions are faster as matrix products too; `form_on_cpu` chooses by shape,
+and `python -m benchmarks.convolution` measures the alternatives. Other platforms use XLA's own
+operations, which fuse better there.
 
 Shapes: B images, H rows, W columns, C channels, O output channels.
 """
@@ -14,6 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+WHOLE_IMAGE_SIDE = 2  # pixels; larger images waste more arithmetic on zeros than patches copy
+PATCHES_SIDE = 8  # pixels, at stride 2; beyond, the patches take more memory than they save time
+PATCHES_CHANNELS = 4
 
 
 def convolve(
@@ -27,7 +33,7 @@ def convolve(
 
     Args:
         x_bhwc: images.
-        kernel_hwco: kernel of any size; only 1x1 kernels become matrix products.
+        kernel_hwco: kernel of any size; only 1x1 and 3x3 kernels become matrix products.
         strides: strides along H and W.
         padding: padding before and after, along H and W; zero for a 1x1 kernel.
         options: other arguments that `nnx.Conv` passes, without dilation or feature groups.
@@ -35,15 +41,91 @@ def convolve(
     convolution = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
-    if kernel_hwco.shape[:2] != (1, 1):
+    stride = strides[0]
+    same = all(s == stride for s in strides)
+    centered = all(
+        tuple(p) == (n // 2, n // 2) for p, n in zip(padding, kernel_hwco.shape, strict=False)
+    )
+    form = form_on_cpu(x_bhwc.shape, kernel_hwco.shape, stride) if same and centered else None
+    if form is None:
         return convolution(x_bhwc, kernel_hwco)
+    on_cpu = functools.partial(FORMS[form], stride=stride)
+    return jax.lax.platform_dependent(x_bhwc, kernel_hwco, cpu=on_cpu, default=convolution)
 
-    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = x[:, :: strides[0], :: strides[1]]
-        # Two axes, because the gradients of products with more need transposed copies.
-        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
-    return jax.lax.platform_dependent(x_bhwc, kernel_hwco, cpu=product, default=convolution)
+def form_on_cpu(image: Sequence[int], kernel: Sequence[int], stride: int) -> str | None:
+    """Name the form in `FORMS` of a convolution on CPUs; None for XLA's own convolution.
+
+    Measured on two cores, forward and backward (benchmarks/README.md). XLA's own convolution is
+    slow if the window is larger than the image, and its gradients are slow for stride 2.
+
+    Args:
+        image: shape (B, H, W, C) of the images.
+        kernel: shape (height, width, C, O) of the kernel, which is padded by half its size.
+        stride: stride along H and W.
+    """
+    _, height, width, channels = image
+    if tuple(kernel[:2]) == (1, 1):
+        return "product"
+    if tuple(kernel[:2]) != (3, 3):
+        return None
+    if max(height, width) <= WHOLE_IMAGE_SIDE:
+        return "whole image"
+    if (stride == 2 and max(height, width) <= PATCHES_SIDE) or channels <= PATCHES_CHANNELS:
+        return "patches"
+    return None
+
+
+def product(x_bhwc: jax.Array, kernel_hwco: jax.Array, stride: int) -> jax.Array:
+    """1x1 convolution as one matrix product."""
+    x = x_bhwc[:, ::stride, ::stride]
+    # Two axes, because the gradients of products with more need transposed copies.
+    return (x.reshape(-1, x.shape[-1]) @ kernel_hwco[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+def patches(x_bhwc: jax.Array, kernel_hwco: jax.Array, stride: int) -> jax.Array:
+    """3x3 convolution as one matrix product of the 3x3 patch around each output pixel."""
+    _, h, w, c = x_bhwc.shape
+    x = jnp.pad(x_bhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    pixels = [
+        x[:, top : h + top : stride, left : w + left : stride]
+        for top, left in itertools.product(range(3), repeat=2)
+    ]
+    patch = jnp.concatenate(pixels, axis=-1)
+    y = patch.reshape(-1, 9 * c) @ kernel_hwco.reshape(9 * c, -1)
+    return y.reshape(*patch.shape[:-1], -1)
+
+
+def whole_image(x_bhwc: jax.Array, kernel_hwco: jax.Array, stride: int) -> jax.Array:
+    """3x3 convolution as one matrix product of whole images.
+
+    The matrix has a block (C, O) for each pair of an input and an output pixel: the kernel's value
+    at their offset, or zero if they are not neighbors.
+    """
+    b, h, w, c = x_bhwc.shape
+    columns = _toeplitz(kernel_hwco, 1, w, stride)  # (3, w, output columns, C, O)
+    rows = _toeplitz(columns, 0, h, stride)  # (h, output rows, w, output columns, C, O)
+    _, out_h, _, out_w, _, o = rows.shape
+    matrix = rows.transpose(0, 2, 4, 1, 3, 5).reshape(h * w * c, out_h * out_w * o)
+    return (x_bhwc.reshape(b, -1) @ matrix).reshape(b, out_h, out_w, o)
+
+
+def _toeplitz(kernel: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
+    """Replace an axis of 3 offsets by two axes: `size` input and the output positions."""
+    border = [(0, 0)] * kernel.ndim
+    border[axis] = (size, size)
+    padded = jnp.pad(kernel, border)
+    return jnp.stack(
+        [
+            # Output position p covers the input positions p - 1, p and p + 1.
+            jax.lax.slice_in_dim(padded, size + 1 - p, 2 * size + 1 - p, axis=axis)
+            for p in range(0, size, stride)
+        ],
+        axis=axis + 1,
+    )
+
+
+FORMS = {"product": product, "patches": patches, "whole image": whole_image}
 
 
 def max_pool(x_bhwc: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.model.convolution import convolve, max_pool
+from train.model.convolution import FORMS, convolve, form_on_cpu, max_pool
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -34,6 +34,79 @@ def test_convolution_and_gradients_match_lax(size: int, kernel: int, stride: int
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["patches", "whole image"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels"),
+    [(3, 1, 1, 2), (1, 2, 2, 1), (5, 2, 3, 4), (2, 4, 3, 5), (3, 7, 6, 3)],
+)
+def test_each_form_and_its_gradients_match_lax(
+    form: str, stride: int, batch: int, height: int, width: int, channels: int
+):
+    x, weights = numbers(batch, height, width, channels), numbers(3, 3, channels, 6, seed=1)
+
+    def ours(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return FORMS[form](x, weights, stride)
+
+    def plain(x: jax.Array, weights: jax.Array) -> jax.Array:
+        padding = [(1, 1), (1, 1)]
+        return jax.lax.conv_general_dilated(
+            x, weights, (stride, stride), padding, dimension_numbers=LAYOUT
+        )
+
+    expected, pull_back_expected = jax.vjp(plain, x, weights)
+    y, pull_back = jax.vjp(ours, x, weights)
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    error = numbers(*y.shape, seed=2)
+    for gradient, wanted in zip(pull_back(error), pull_back_expected(error), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", ["patches", "whole image"])
+def test_each_form_keeps_bfloat16(form: str):
+    x, weights = numbers(2, 3, 4, 5), numbers(3, 3, 5, 6, seed=1)
+    rounded = FORMS[form](x.astype(jnp.bfloat16), weights.astype(jnp.bfloat16), 1)
+    assert rounded.dtype == jnp.bfloat16
+    exact = np.asarray(FORMS[form](x, weights, 1))
+    np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=0.05, atol=0.15)
+
+
+# Shapes of resnet8 at 8 and 14 pixels, and of ResNet-50.
+@pytest.mark.parametrize(
+    ("side", "kernel", "channels", "stride", "form"),
+    [
+        (8, 3, 1, 1, "patches"),
+        (8, 3, 16, 1, None),
+        (8, 3, 16, 2, "patches"),
+        (14, 3, 16, 2, None),
+        (4, 3, 32, 1, None),
+        (2, 3, 64, 1, "whole image"),
+        (8, 1, 16, 2, "product"),
+        (224, 7, 3, 2, None),
+        (32, 3, 64, 1, None),
+        (8, 3, 512, 2, "patches"),
+    ],
+)
+def test_the_shape_chooses_the_form(
+    side: int, kernel: int, channels: int, stride: int, form: str | None
+):
+    assert form_on_cpu((2, side, side, channels), (kernel, kernel, channels, 8), stride) == form
+
+
+@pytest.mark.parametrize(
+    ("strides", "padding"),
+    [((2, 1), [(1, 1), (1, 1)]), ((2, 2), [(0, 1), (0, 1)]), ((1, 1), [(0, 0), (0, 0)])],
+)
+def test_other_strides_and_padding_use_xlas_convolution(
+    strides: tuple[int, int], padding: list[tuple[int, int]]
+):
+    x, weights = numbers(2, 4, 4, 3), numbers(3, 3, 3, 2, seed=1)
+    y = convolve(x, weights, strides, padding, dimension_numbers=LAYOUT)
+    wanted = jax.lax.conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [8, 7])
 def test_pooling_and_gradient_match_lax_even_with_ties(size: int):
     x = jnp.maximum(jnp.round(numbers(3, size, size, 4)), 0)  # 0, 1, 2 and 3, with many ties
@@ -53,12 +126,15 @@ def test_pooling_and_gradient_match_lax_even_with_ties(size: int):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_only_cpus_use_the_replacements(platform: str):
+@pytest.mark.parametrize(("size", "kernel"), [(8, 1), (2, 3)])
+def test_only_cpus_use_the_replacements(platform: str, size: int, kernel: int):
     def network(x: jax.Array, weights: jax.Array) -> jax.Array:
-        y = convolve(x, weights, (1, 1), [(0, 0), (0, 0)], dimension_numbers=LAYOUT)
+        padding = [(kernel // 2, kernel // 2)] * 2
+        y = convolve(x, weights, (1, 1), padding, dimension_numbers=LAYOUT)
         return max_pool(y).sum()
 
-    traced = jax.jit(jax.grad(network, (0, 1))).trace(numbers(2, 8, 8, 5), numbers(1, 1, 5, 3))
+    images, weights = numbers(2, size, size, 5), numbers(kernel, kernel, 5, 3)
+    traced = jax.jit(jax.grad(network, (0, 1))).trace(images, weights)
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     on_cpu = platform == "cpu"
     assert ("stablehlo.dot_general" in program) == on_cpu
