@@ -12,7 +12,7 @@ from train.data.dataset import size_of
 from train.memory import Options, main
 from train.planning.memory import compile_step, largest_that_fits, memory_of
 from train.step.optimizer import make_optimizer
-from train.step.state import initial_state
+from train.step.state import abstract_state
 from train.step.workers import make_workers
 
 MEGABYTE = 1_000_000
@@ -66,7 +66,7 @@ def test_step_memory_has_state_minibatch_and_activations():
     _, memory = compile_step(config, 10, lambda _: 0.1, jax.devices())
     workers = make_workers(config)
     optimizer = make_optimizer(lambda _: 0.1)
-    state = jax.eval_shape(lambda: initial_state(config.experiment, 10, optimizer, workers))
+    state = abstract_state(config.experiment, 10, optimizer, workers)
     # Each array takes a few bytes more than its contents.
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert memory.state == pytest.approx(num_bytes, rel=0.01)

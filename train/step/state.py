@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,10 @@ from train.errors import UsageError
 from train.step.network import Network, Tree, make_network
 from train.step.noise_scale import NoiseScale, no_estimate
 from train.step.workers import Workers
+
+# Compiler options by platform. The initial state is computed once, and on CPUs LLVM's optimization
+# of its random numbers takes longer than everything else that a run compiles.
+COMPILER_OPTIONS: dict[str, Any] = {"cpu": {"xla_backend_optimization_level": 1}}
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +41,17 @@ def initial_state(
     workers: Workers,
 ) -> TrainState:
     """The state before the first step, computed on all devices at once."""
+    platform = workers.mesh.devices.flat[0].platform
+    create = jax.jit(
+        _creation(experiment, num_classes, optimizer), out_shardings=workers.replicated
+    )
+    return create.lower().compile(compiler_options=COMPILER_OPTIONS.get(platform))()
+
+
+def _creation(
+    experiment: Experiment, num_classes: int, optimizer: optax.GradientTransformation
+) -> Callable[[], TrainState]:
+    """The function that computes the state before the first step."""
 
     def create() -> TrainState:
         model = make_network(experiment, num_classes)
@@ -47,7 +64,7 @@ def initial_state(
             noise_scale=no_estimate() if experiment.noise_scale else None,
         )
 
-    return jax.jit(create, out_shardings=workers.replicated)()
+    return create
 
 
 def abstract_state(
@@ -57,7 +74,7 @@ def abstract_state(
     workers: Workers,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed or allocated."""
-    shapes = jax.eval_shape(lambda: initial_state(experiment, num_classes, optimizer, workers))
+    shapes = jax.eval_shape(_creation(experiment, num_classes, optimizer))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=workers.replicated), shapes
     )

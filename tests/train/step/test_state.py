@@ -10,7 +10,13 @@ import pytest
 
 from train.recipes import digits
 from train.step.optimizer import make_optimizer
-from train.step.state import TrainState, initial_state, params_digest
+from train.step.state import (
+    COMPILER_OPTIONS,
+    TrainState,
+    abstract_state,
+    initial_state,
+    params_digest,
+)
 from train.step.workers import make_workers
 
 OPTIMIZER = make_optimizer(optax.constant_schedule(0.1))
@@ -47,6 +53,16 @@ def test_initial_state_does_not_depend_on_devices_or_workers(state: TrainState):
         np.testing.assert_array_equal(left, right)
 
 
+def test_faster_compilation_does_not_change_the_initial_state(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch
+):
+    assert "cpu" in COMPILER_OPTIONS
+    full = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    monkeypatch.setattr("train.step.state.COMPILER_OPTIONS", {"cpu": full})
+    fully_optimized = make(num_devices=8)
+    assert params_digest(state.network.params) == params_digest(fully_optimized.network.params)
+
+
 def test_another_seed_changes_every_weight(state: TrainState):
     other = make(num_devices=1, seed=1)
     kernels = [
@@ -65,7 +81,8 @@ def test_another_seed_changes_every_weight(state: TrainState):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_initial_state_is_float32_for_any_compute_dtype(dtype: str):
-    shapes = jax.eval_shape(lambda: make(num_devices=1, dtype=dtype))
+    config = digits().replace(dtype=dtype)
+    shapes = abstract_state(config.experiment, 10, OPTIMIZER, make_workers(config))
     assert (shapes.step.shape, shapes.step.dtype) == ((), jnp.int32)
     for part in (shapes.network.params, shapes.network.batch_stats):
         assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype(jnp.float32)}
