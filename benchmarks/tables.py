@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.convolution import convolutions
 from benchmarks.markdown import fill, table
 
 PAGE = Path(__file__).with_name("README.md")
@@ -321,6 +322,7 @@ def make_tables() -> dict[str, str]:
     tables = gpu(reports["gpu"]) if "gpu" in reports else {}
     return tables | {
         "step": steps(reports["step"]["settings"]),
+        "convolutions": convolutions(reports["convolution"]),
         "end-to-end": end_to_end(reports["end_to_end"]["settings"]),
         "pipelines-one-core": pipelines(reports["input_pipeline"]["cores_1"]),
         "pipelines-two-cores": pipelines(reports["input_pipeline"]["cores_2"]),
