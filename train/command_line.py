@@ -178,6 +178,8 @@ def end(code: int) -> NoReturn:
     # JAX tells the other processes at exit, if it has joined them.
     if is_joining() or (code == FAILED and not jax.distributed.is_initialized()):
         workarounds.exit_without_waiting(code)
+    if not jax.distributed.is_initialized():
+        workarounds.exit_without_teardown(code)
     sys.exit(code)
 
 
