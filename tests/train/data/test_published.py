@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,10 +133,17 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_data_set_of_tensorflow_datasets_is_prepared_verified_and_named(
-    tmp_path: Path, install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    install: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     install()
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     assert main(["mnist", "--data-dir", str(tmp_path)]) == 0
+    assert not [*temporary.iterdir()]
     assert "verified mnist in" in capsys.readouterr().out
     dataset = opened("mnist", tmp_path)
     assert stored(dataset) == {
