@@ -123,3 +123,40 @@ def test_a_reader_that_stops_early_ends_a_command_silently(module: str):
         assert process.stderr is not None
         process.stdout.close()
         assert (process.wait(timeout=60), process.stderr.read()) == (1, "")
+
+
+HUGE = """
+import ctypes, os, re, sys
+from pathlib import Path
+sys.argv[0] = "-m"  # Python's own value for `python -m train`
+import train
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+ctypes.memset(malloc(ctypes.c_size_t(64 << 20)), 1, 64 << 20)
+[kilobytes] = re.findall(r"AnonHugePages: +([0-9]+)", Path("/proc/self/smaps_rollup").read_text())
+print(int(kilobytes) >= 32 << 10, os.environ["GLIBC_TUNABLES"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("tunables", "are_huge"), [(None, True), ("glibc.malloc.hugetlb=0", False)]
+)
+def test_large_memory_is_in_huge_pages_unless_the_user_tunes_glibc(
+    tunables: str | None, are_huge: bool
+):
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    version = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
+    if not setting.exists() or "[madvise]" not in setting.read_text():
+        pytest.skip("huge pages are not on request here")
+    if not version or tuple(map(int, version.split()[1].split("."))) < (2, 35):
+        pytest.skip("the C library cannot request huge pages")
+    environ = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    result = subprocess.run(
+        [sys.executable, "-c", HUGE],
+        cwd=ROOT,
+        env=environ | ({} if tunables is None else {"GLIBC_TUNABLES": tunables}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == f"{are_huge} {tunables or 'glibc.malloc.hugetlb=1'}\n"
