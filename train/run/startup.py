@@ -1,13 +1,11 @@
 """What a command does before its imports, which take seconds.
 
-This module imports nothing but the standard library.
+This module imports nothing but the standard library, and little of it before Ctrl-C is handled.
 """
 
-import locale
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
 INTERRUPTED = 1
@@ -21,6 +19,9 @@ def start_command() -> None:
     """Make `python -m train...` use UTF-8 and huge pages, and end with one line on Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
         signal.signal(signal.SIGINT, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    import locale
+
     # In other locales, names of files and classes may not be encodable. Python 3.15 uses UTF-8 in
     # every locale (PEP 686).
     is_utf8 = sys.flags.utf8_mode or locale.getencoding().lower() in ("utf-8", "utf8")
@@ -31,6 +32,8 @@ def start_command() -> None:
         os.environ[TUNABLES] = HUGE_PAGES
     if needs_huge_pages or not is_utf8:
         utf8 = [] if is_utf8 else ["-X", "utf8"]
+        # The new program has no handler yet; a blocked signal waits for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.execv(sys.executable, [sys.executable, *utf8, *sys.orig_argv[1:]])
 
 
@@ -41,6 +44,8 @@ def raise_keyboard_interrupt() -> None:
 
 
 def _huge_pages_are_on_request() -> bool:
+    from pathlib import Path
+
     try:
         return "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:  # not Linux
