@@ -1,4 +1,4 @@
-"""Networks that benchmarks/step.py compares: ResNet-50 in several libraries.
+"""Networks that benchmarks/step.py compares: ResNet-50 and a small one in several libraries.
 
 Each is trained on the same random images, which stay on the device, by SGD with Nesterov momentum
 0.9 and weight decay 1e-4 in the gradient. Functions import their library themselves, because a
@@ -16,21 +16,38 @@ from typing import Any
 import numpy as np
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 1e-4
-NUM_CLASSES, BATCH_SIZE_PER_WORKER = 1000, 32
+BATCH_SIZE_PER_WORKER = 32
 BLOCKS = (3, 4, 6, 3)
+SMALL_WIDTHS = (16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Shape and type of the minibatches."""
+    """The network, and shape and type of the minibatches."""
 
     image_size: int
     batch_size: int
     dtype: str
+    network: str = "resnet50"
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images: small ones below 32 pixels are gray, as digits are."""
+        return 1 if self.network == "resnet8" and self.image_size < 32 else 3
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the images, those of ImageNet or ten."""
+        return 10 if self.network == "resnet8" else 1000
+
+    @property
+    def batch_size_per_worker(self) -> int:
+        """Images n that this trainer normalizes together: those of its recipes."""
+        return min(16 if self.network == "resnet8" else BATCH_SIZE_PER_WORKER, self.batch_size)
 
     def images(self) -> Any:
-        """Random pixels, the same for every network: uint8 (B, S, S, 3)."""
-        shape = (self.batch_size, self.image_size, self.image_size, 3)
+        """Random pixels, the same for every library: uint8 (B, S, S, C)."""
+        shape = (self.batch_size, self.image_size, self.image_size, self.num_channels)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def normalized(self) -> Any:
@@ -39,7 +56,9 @@ class Setting:
 
     def labels(self) -> Any:
         """Random classes, int32 (B,)."""
-        return np.random.default_rng(1).integers(0, NUM_CLASSES, self.batch_size, dtype=np.int32)
+        return np.random.default_rng(1).integers(
+            0, self.num_classes, self.batch_size, dtype=np.int32
+        )
 
 
 Run = Callable[[int], Any]
@@ -51,16 +70,18 @@ def trainer(setting: Setting) -> tuple[Any, Any, Any]:
     import jax
 
     from benchmarks.trainer import make_trainer, random_minibatch
-    from train.recipes import imagenet
+    from train.recipes import digits, imagenet
 
-    n = min(BATCH_SIZE_PER_WORKER, setting.batch_size)
-    config = imagenet().replace(
+    n = setting.batch_size_per_worker
+    recipe = digits() if setting.num_channels == 1 else imagenet()
+    config = recipe.replace(
+        model=setting.network,
         image_size=setting.image_size,
         dtype=setting.dtype,
         num_workers=setting.batch_size // n,
         batch_size_per_worker=n,
     )
-    workers, train_step, state = make_trainer(config, jax.devices()[:1])
+    workers, train_step, state = make_trainer(config, jax.devices()[:1], setting.num_classes)
     images, labels = (workers.to_devices(rows) for rows in (setting.images(), setting.labels()))
     minibatch = random_minibatch(config, workers)._replace(images=images, labels=labels)
     return train_step, state, minibatch
@@ -124,7 +145,7 @@ def flax_example(setting: Setting) -> Run:
                     blocks.append(Bottleneck(channels, 64 * 2**stage, stride, index == 0))
                     channels = 256 * 2**stage
             self.blocks = nnx.List(blocks)
-            self.head = nnx.Linear(channels, NUM_CLASSES, dtype=dtype, rngs=rngs)
+            self.head = nnx.Linear(channels, setting.num_classes, dtype=dtype, rngs=rngs)
 
         def __call__(self, x: jax.Array) -> jax.Array:
             x = nnx.relu(self.stem(x))
@@ -169,22 +190,57 @@ def flax_example(setting: Setting) -> Run:
     return run
 
 
-def torch_network(setting: Setting, *, channels_last: bool = False, compiled: bool = False) -> Run:
-    """The ResNet of transformers in the usual PyTorch loop."""
-    import torch  # pyright: ignore[reportMissingImports]
+def torch_resnet50(setting: Setting) -> Any:
+    """The ResNet of transformers."""
     from transformers import (  # pyright: ignore[reportMissingImports]
         ResNetConfig,
         ResNetForImageClassification,
     )
 
+    return ResNetForImageClassification(ResNetConfig(num_labels=setting.num_classes))
+
+
+def torch_resnet8(setting: Setting) -> Any:
+    """This trainer's small network, with BatchNorm2d over the whole minibatch."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+
+    def conv_bn(channels: int, features: int, kernel: int, stride: int = 1) -> Any:
+        conv = nn.Conv2d(channels, features, kernel, stride, padding=kernel // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        return nn.Sequential(conv, nn.BatchNorm2d(features))
+
+    class Block(nn.Module):
+        def __init__(self, channels: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.first = conv_bn(channels, width, 3, stride)
+            self.second = conv_bn(width, width, 3)
+            nn.init.zeros_(self.second[1].weight)
+            is_same = channels == width and stride == 1
+            self.shortcut = nn.Identity() if is_same else conv_bn(channels, width, 1, stride)
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+
+    layers, channels = [conv_bn(setting.num_channels, SMALL_WIDTHS[0], 3), nn.ReLU()], 16
+    for stage, width in enumerate(SMALL_WIDTHS):
+        layers.append(Block(channels, width, 1 if stage == 0 else 2))
+        channels = width
+    head = nn.Linear(channels, setting.num_classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def torch_network(setting: Setting, *, channels_last: bool = False, compiled: bool = False) -> Run:
+    """The network in the usual PyTorch loop."""
+    import torch  # pyright: ignore[reportMissingImports]
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = (
-        ResNetForImageClassification(ResNetConfig(num_labels=NUM_CLASSES))
-        .to(device)
-        .to(memory_format=layout)
-    )
+    make = torch_resnet8 if setting.network == "resnet8" else torch_resnet50
+    network = make(setting).to(device).to(memory_format=layout)
     optimizer = torch.optim.SGD(
         network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
@@ -198,7 +254,9 @@ def torch_network(setting: Setting, *, channels_last: bool = False, compiled: bo
         for _ in range(num_steps):
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=setting.dtype == "bfloat16"):
-                loss = torch.nn.functional.cross_entropy(forward(images).logits, labels)
+                output = forward(images)
+                logits = output if setting.network == "resnet8" else output.logits
+                loss = torch.nn.functional.cross_entropy(logits, labels)
             loss.backward()
             optimizer.step()
         loss.item()
@@ -232,11 +290,22 @@ def keras_network(setting: Setting) -> Run:
     return run
 
 
-NETWORKS: dict[str, Callable[[Setting], Run]] = {
-    "optax-warmup": optax_warmup,
-    "flax": flax_example,
-    "torch": torch_network,
-    "torch, channels_last": functools.partial(torch_network, channels_last=True),
-    "torch, compiled": functools.partial(torch_network, channels_last=True, compiled=True),
-    "keras": keras_network,
+channels_last = functools.partial(torch_network, channels_last=True)
+NETWORKS: dict[str, dict[str, Callable[[Setting], Run]]] = {
+    "resnet50": {
+        "optax-warmup": optax_warmup,
+        "flax": flax_example,
+        "torch": torch_network,
+        "torch, channels_last": channels_last,
+        "torch, compiled": functools.partial(channels_last, compiled=True),
+        "keras": keras_network,
+    },
+    "resnet8": {
+        "optax-warmup": optax_warmup,
+        "torch": torch_network,
+        "torch, channels_last": channels_last,
+        "torch, compiled": functools.partial(torch_network, compiled=True),
+        "torch, both": functools.partial(channels_last, compiled=True),
+    },
 }
+"""The libraries that are compared for each network, by their names in tables."""

@@ -1,14 +1,18 @@
-"""Throughput of a training step of ResNet-50 on one device, compared with other libraries.
+"""Throughput of a training step on one device, compared with other libraries.
 
     python -m venv .venv-bench
     .venv-bench/bin/pip install -c constraints.txt -e '.[train,bench]'
     .venv-bench/bin/python -m benchmarks.step
 
+It measures ResNet-50 and then small networks: resnet8 at 8, 14, 28 and 32 pixels, on a CPU.
+`--networks` selects one of them; the results of the other are kept if they are of the same machine
+and versions.
+
 It prints tables and writes the same numbers as JSON. Each subject is a process of its own, and the
 processes take turns. A subject that cannot be imported or does not fit the device is reported as
 missing and left out.
 
-The subjects train on the same random images, which are on the device already:
+The subjects train on the same random images, which are on the device already. For ResNet-50:
 
 - `optax-warmup`: this trainer, n = 32. It alone normalizes uint8 pixels within its step; the others
   get normalized images.
@@ -16,9 +20,15 @@ The subjects train on the same random images, which are on the device already:
   plain `jit`, the minibatch sharded over a mesh, donated parameters.
 - `torch`: the ResNet of transformers in the usual loop; under autocast for bfloat16.
 - `torch, channels_last`: the same in that memory format.
-- `torch, compiled`: the same with torch.compile as well.
+- `torch, compiled`: the same, in that memory format, with torch.compile as well.
 - `keras`: keras.applications.ResNet50 on its JAX backend. It has the strides on 1x1 convolutions,
   which takes 7 % fewer multiplications.
+
+For resnet8, which has a 3x3 stem and one basic block in each of three stages:
+
+- `optax-warmup`: this trainer, n = 16.
+- `torch`, `torch, channels_last`, `torch, compiled`, and `torch, both` of them: the same layers,
+  but BatchNorm2d over the whole minibatch, as users of PyTorch train.
 """
 
 from __future__ import annotations
@@ -26,16 +36,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.networks import NETWORKS, Setting
 from benchmarks.report import environment, make_parser, save
 from benchmarks.subject import Subject, answer, median_ratio
-from benchmarks.tables import steps
+from benchmarks.tables import small_networks, steps
 
 PACKAGES = ["jax", "flax", "optax", "torch", "transformers", "keras"]
 
@@ -44,7 +56,7 @@ def serve(name: str, setting: Setting) -> None:
     """Run a subject's process: time as many steps as each line of standard input asks for."""
     start = time.perf_counter()
     try:
-        run = NETWORKS[name](setting)
+        run = NETWORKS[setting.network][name](setting)
         run(1)
     except Exception as error:  # not installed, no C++ compiler, out of memory, ...
         reason = " ".join(str(error).split())[:200]
@@ -63,6 +75,7 @@ def start(name: str, setting: Setting) -> Subject:
     """Start a subject's process."""
     flags = {"subject": name, "dtypes": setting.dtype}
     flags |= {"batch-sizes": setting.batch_size, "image-sizes": setting.image_size}
+    flags["networks"] = setting.network
     # The processes share a GPU's memory.
     return Subject.start(name, "benchmarks.step", flags, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
 
@@ -115,25 +128,59 @@ def measure(setting: Setting, rounds: int, names: list[str]) -> dict[str, Any]:
     return report
 
 
+def settings_of(network: str, options: argparse.Namespace, *, on_cpu: bool) -> list[Setting]:
+    """The settings in which a network is measured."""
+    is_small = network == "resnet8"
+    sizes = [8, 14, 28, 32] if is_small else [128, 224] if on_cpu else [224]
+    batch_sizes = [128, 512] if is_small else [32] if on_cpu else [32, 64, 128, 256, 512]
+    dtypes = ["float32"] if on_cpu or is_small else ["bfloat16", "float32"]
+    return [
+        Setting(network=network, image_size=image_size, batch_size=batch_size, dtype=dtype)
+        for dtype, image_size, batch_size in itertools.product(
+            options.dtypes or dtypes,
+            options.image_sizes or sizes,
+            options.batch_sizes or batch_sizes,
+        )
+    ]
+
+
+def earlier_settings(path: Path, report: dict[str, Any], networks: list[str]) -> list[Any]:
+    """Results in a file for other networks than these, if machine and versions are the same."""
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if any(earlier[name] != report[name] for name in ("hardware", "versions", "python")):
+        return []
+    return [of for of in earlier["settings"] if of.get("network", "resnet50") not in networks]
+
+
 def main() -> None:
     """Run the command."""
-    names = list(NETWORKS)
-    parser = make_parser(__file__, "Measure training steps of ResNet-50 in several libraries.")
+    names = list(dict.fromkeys(name for of in NETWORKS.values() for name in of))
+    parser = make_parser(__file__, "Measure training steps in several libraries.")
     add = parser.add_argument
     add("--rounds", type=int, default=4, help="turns of each subject; default: 4")
+    add(
+        "--networks",
+        nargs="+",
+        choices=list(NETWORKS),
+        default=list(NETWORKS),
+        metavar="NAME",
+        help=f"networks to measure; default: {' '.join(NETWORKS)}",
+    )
     add(
         "--image-sizes",
         type=int,
         nargs="+",
         metavar="SIZE",
-        help="image sizes; default: 128 and 224 on a CPU, else 224",
+        help="image sizes; default: 128 and 224 on a CPU, else 224; resnet8: 8, 14, 28 and 32",
     )
     add(
         "--batch-sizes",
         type=int,
         nargs="+",
         metavar="SIZE",
-        help="batch sizes; default: 32 on a CPU, else 32 to 512",
+        help="batch sizes; default: 32 on a CPU, else 32 to 512; resnet8: 128 and 512",
     )
     add(
         "--dtypes",
@@ -152,22 +199,21 @@ def main() -> None:
     add("--subject", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.subject:
-        [batch_size], [dtype], [size] = options.batch_sizes, options.dtypes, options.image_sizes
-        serve(options.subject, Setting(image_size=size, batch_size=batch_size, dtype=dtype))
+        [network] = options.networks
+        [setting] = settings_of(network, options, on_cpu=True)
+        serve(options.subject, setting)
         return
-    report = environment(PACKAGES) | {"rounds": options.rounds, "settings": []}
+    report = environment(PACKAGES) | {"rounds": options.rounds}
+    report["settings"] = earlier_settings(options.out, report, options.networks)
     on_cpu = report["hardware"]["platform"] == "cpu"
-    for dtype, image_size, batch_size in itertools.product(
-        options.dtypes or (["float32"] if on_cpu else ["bfloat16", "float32"]),
-        options.image_sizes or ([128, 224] if on_cpu else [224]),
-        options.batch_sizes or ([32] if on_cpu else [32, 64, 128, 256, 512]),
-    ):
-        setting = Setting(image_size=image_size, batch_size=batch_size, dtype=dtype)
-        result = measure(setting, options.rounds, options.subjects)
-        report["settings"].append(result)
-        print(steps([result]), flush=True)
-        for name, reason in result["missing"].items():
-            print(f"{name} is missing: {reason}", flush=True)
+    for network in options.networks:
+        subjects = [name for name in NETWORKS[network] if name in options.subjects]
+        for setting in settings_of(network, options, on_cpu=on_cpu):
+            result = measure(setting, options.rounds, subjects)
+            report["settings"].append(result)
+            print((small_networks if network == "resnet8" else steps)([result]), flush=True)
+            for name, reason in result["missing"].items():
+                print(f"{name} is missing: {reason}", flush=True)
     save(options.out, report)
 
 

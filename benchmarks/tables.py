@@ -64,6 +64,27 @@ def small_data(settings: list[dict[str, Any]]) -> str:
     return table([*header, "first start decodes", "next start opens"], rows)
 
 
+def small_networks(settings: list[dict[str, Any]]) -> str:
+    """Throughput of a training step of resnet8, and its ratio to the fastest form in PyTorch."""
+    forms = ["torch", "torch, channels_last", "torch, compiled", "torch, both"]
+    rows: list[list[object]] = []
+    for setting in settings:
+        subjects = setting["subjects"]
+        rates = [
+            f"{subjects[name]['images_per_second']:,.0f}" if name in subjects else ""
+            for name in ("optax-warmup", *forms)
+        ]
+        measured = [subjects[name] for name in forms if name in subjects]
+        best = [
+            f"**{min(of[key] for of in measured):.2f}**" if measured and key in measured[0] else ""
+            for key in ("optax_warmup_ratio", "optax_warmup_ratio_cpu")
+        ]
+        size = f"{setting['image_size']}×{setting['image_size']}, {setting['batch_size']}"
+        rows.append([size, *rates, *best, f"{setting['load_average_before']:.1f}"])
+    header = ["images/s: pixels, minibatch", "optax-warmup", *forms]
+    return table([*header, "÷ best torch", "÷ by CPU time", "load before"], rows)
+
+
 def end_to_end(settings: list[dict[str, Any]]) -> str:
     """Throughput of the input pipeline, the step, and both."""
     rows = (
@@ -210,13 +231,18 @@ def gpu_runs(runs: list[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
-def startup(seconds: dict[str, float]) -> str:
-    """Seconds from the command to the plan and to the first step."""
-    rows = (
-        [name, *(f"{seconds[f'{start}_{mark}']:.1f}" for mark in ("plan", "first_step"))]
-        for name, start in (("compilation cache empty", "cold"), ("compilation cache full", "warm"))
-    )
-    return table(["seconds from the command", "until the plan", "until the first step ends"], rows)
+def main_job(report: dict[str, Any]) -> str:
+    """Seconds of the README's command and of its parts, and the ratio to another commit."""
+    runs = [report["cold"], report["warm"]]
+    rows = [["**from start to end**", *(f"**{run['seconds']:.1f}**" for run in runs)]]
+    if "against" in report:
+        commit = report["against"]
+        rows += [
+            [f"the same at {commit}", *(f"{run['seconds_against']:.1f}" for run in runs)],
+            [f"÷ {commit}", *(f"{run['ratio']:.2f}" for run in runs)],
+        ]
+    rows += [[part, *(f"{run['parts'][part]:.1f}" for run in runs)] for part in runs[0]["parts"]]
+    return table(["seconds", "cold", "warm"], rows)
 
 
 def checkpoint(report: dict[str, Any]) -> str:
@@ -315,20 +341,26 @@ def pod_overlap(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def of_network(report: dict[str, Any], network: str) -> list[dict[str, Any]]:
+    """The settings of one network; older reports have only ResNet-50."""
+    return [of for of in report["settings"] if of.get("network", "resnet50") == network]
+
+
 def make_tables() -> dict[str, str]:
     """Make all tables of the page."""
     files = sorted(PAGE.parent.glob("*.json"))
     reports = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
     tables = gpu(reports["gpu"]) if "gpu" in reports else {}
     return tables | {
-        "step": steps(reports["step"]["settings"]),
         "convolutions": convolutions(reports["convolution"]),
+        "step": steps(of_network(reports["step"], "resnet50")),
+        "small-networks": small_networks(of_network(reports["step"], "resnet8")),
         "end-to-end": end_to_end(reports["end_to_end"]["settings"]),
         "pipelines-one-core": pipelines(reports["input_pipeline"]["cores_1"]),
         "pipelines-two-cores": pipelines(reports["input_pipeline"]["cores_2"]),
         "tf-data": over_tf_data(reports["input_pipeline"]),
         "small-data": small_data(reports["small_data"]["settings"]),
-        "startup": startup(reports["startup"]["seconds"]),
+        "main-job": main_job(reports["main_job"]),
         "checkpoint": checkpoint(reports["checkpoint"]),
         "preparation": preparation(reports["preparation"]),
         "verification": verification(reports["preparation"]),

@@ -25,11 +25,13 @@ class Trainer(NamedTuple):
     state: TrainState
 
 
-def make_trainer(config: Config, devices: Sequence[Any] | None = None) -> Trainer:
+def make_trainer(
+    config: Config, devices: Sequence[Any] | None = None, num_classes: int = NUM_CLASSES
+) -> Trainer:
     """Build the trainer's parts with a constant learning rate."""
     workers = make_workers(config, devices)
     optimizer = make_optimizer(lambda _: jnp.float32(LEARNING_RATE))
-    arguments = (config.experiment, NUM_CLASSES, optimizer, workers)
+    arguments = (config.experiment, num_classes, optimizer, workers)
     return Trainer(workers, make_train_step(*arguments), initial_state(*arguments))
 
 

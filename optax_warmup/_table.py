@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -27,8 +28,8 @@ def rate_table(
     """
     steps = np.asarray([step for _, step in rows])
     # Compiled as a whole: one by one, the schedule's operations take eight times as long.
-    values: jax.Array = jax.jit(schedule)(steps)
-    rates = np.broadcast_to(np.asarray(values), steps.shape)
+    compiled = cast(optax.Schedule, jax.jit(schedule))
+    rates = np.broadcast_to(np.asarray(compiled(steps)), steps.shape)
     header = f"{'':<24}{'step':>10}{'epoch':>10}  learning rate"
     if width is None or width >= len(header):
         lines = [header]

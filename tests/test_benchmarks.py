@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import end_to_end, gpu, gpu_parts, kernels, tables
+from benchmarks import end_to_end, gpu, gpu_parts, kernels, main_job, step, tables
 from benchmarks.markdown import fill, table
+from benchmarks.networks import Setting, trainer
 
 ROOT = Path(__file__).parents[1]
 PAGE = "Text.\n\n<!-- table: a -->\n\nold\n\n<!-- end -->\n\n<!-- table: b-2 -->\n<!-- end -->\n"
@@ -249,3 +250,92 @@ def test_the_step_table_has_utilization_and_ratios():
     assert "| images/s at that bandwidth | 7,500 |" in made["gpu-bounds"]
     assert "| share of the peak (MFU), % | 12.7 |" in made["gpu-bounds"]
     assert "GFLOP per image, counted by XLA" not in made["gpu-bounds"]  # unknown
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3)])
+def test_a_small_network_is_that_of_the_setting(size: int, channels: int):
+    setting = Setting(network="resnet8", image_size=size, batch_size=32, dtype="float32")
+    _, state, minibatch = trainer(setting)
+    assert minibatch.images.shape == (1, 32, size, size, channels)
+    assert state.network.params["stem"]["conv"]["kernel"].shape == (3, 3, channels, 16)
+    assert state.network.params["head"]["kernel"].shape == (64, 10)
+    assert int(minibatch.labels.max()) == 9
+
+
+def test_results_of_the_other_network_are_kept_for_the_same_machine(tmp_path: Path):
+    path = tmp_path / "step.json"
+    same = {"hardware": {"cpu": "AMD EPYC"}, "versions": {"jax": "1"}, "python": "3.12"}
+    assert step.earlier_settings(path, same, ["resnet8"]) == []
+    large, small = {"image_size": 224}, {"image_size": 8, "network": "resnet8"}
+    path.write_text(json.dumps(same | {"settings": [large, small]}))
+    assert step.earlier_settings(path, same, ["resnet8"]) == [large]
+    assert step.earlier_settings(path, same, ["resnet50"]) == [small]
+    assert step.earlier_settings(path, same | {"versions": {"jax": "2"}}, ["resnet8"]) == []
+
+
+def test_small_networks_are_compared_with_the_fastest_form_of_torch():
+    forms = {"torch": 0.9, "torch, channels_last": 1.4, "torch, compiled": 0.8, "torch, both": 1.1}
+    subjects = {
+        name: {
+            "images_per_second": 1000 / ratio,
+            "optax_warmup_ratio": ratio,
+            "optax_warmup_ratio_cpu": 2 * ratio,
+        }
+        for name, ratio in {"optax-warmup": 1.0, **forms}.items()
+    }
+    sizes = {"image_size": 8, "batch_size": 128, "load_average_before": 0.1}
+    line = "| 8×8, 128 | 1,000 | 1,111 | 714 | 1,250 | 909 | **0.80** | **1.60** | 0.1 |"
+    assert line in tables.small_networks([sizes | {"subjects": subjects}])
+    without = {"torch": subjects["torch"]}
+    assert "| 1,111 |  |  |  |" in tables.small_networks([sizes | {"subjects": without}])
+
+
+def test_nested_parts_are_not_counted_twice(monkeypatch: pytest.MonkeyPatch):
+    clock = 0.0
+    monkeypatch.setattr(main_job.time, "perf_counter", lambda: clock)
+
+    def spend(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    def minibatches() -> Any:
+        for number in range(2):
+            spend(1)
+            yield number
+
+    loop = SimpleNamespace(on_devices=minibatches, predict=spend)
+    parts = main_job.Parts()
+    parts.wrap_loop(loop, "on_devices")
+    parts.wrap(loop, "predict", "evaluation")
+    spend(100)
+    for _ in loop.on_devices():
+        spend(10)
+        loop.predict(5)
+        parts.add("compilation", 2)
+    spend(1000)
+    parts.stop()
+    assert parts.seconds == {
+        main_job.OTHER: 1100,
+        "data": 2,
+        "steps": 16,
+        "evaluation": 10,
+        "compilation": 4,
+    }
+
+
+def test_the_parts_of_a_run_are_measured_in_the_real_process(tmp_path: Path):
+    variables = main_job.variables_of(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    parts = main_job.run_parts(tmp_path / "run", variables, ["--num-steps", "22"])
+    assert list(parts) == main_job.PARTS
+    assert all(seconds > 0 for seconds in parts.values()), parts
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["num_steps"] == 22
+
+
+def test_the_table_of_the_main_job_has_the_ratio_to_another_commit():
+    run = {"seconds": 20.0, "parts": {"imports": 1.5}, "seconds_against": 50.0, "ratio": 0.404}
+    report = {"cold": run, "warm": run | {"ratio": 0.5}}
+    assert "÷" not in tables.main_job(report)
+    made = tables.main_job(report | {"against": "bdc4af7"})
+    assert "| ÷ bdc4af7 | 0.40 | 0.50 |" in made
+    assert "| imports | 1.5 | 1.5 |" in made
