@@ -2,7 +2,8 @@
 
 Each is trained on the same random images, which stay on the device, by SGD with Nesterov momentum
 0.9 and weight decay 1e-4 in the gradient. Functions import their library themselves, because a
-process must not hold the device for a library that it does not measure.
+process must not hold the device for a library that it does not measure. The file is long because
+each library builds its own network.
 """
 
 from __future__ import annotations
