@@ -112,6 +112,7 @@ def measure(setting: Setting, rounds: int, names: list[str]) -> dict[str, Any]:
     for subject in subjects:
         subject.stop()
     report: dict[str, Any] = dataclasses.asdict(setting) | {
+        "rounds": rounds,
         "load_average_before": load,
         "missing": missing,
         "subjects": {},
@@ -203,7 +204,7 @@ def main() -> None:
         [setting] = settings_of(network, options, on_cpu=True)
         serve(options.subject, setting)
         return
-    report = environment(PACKAGES) | {"rounds": options.rounds}
+    report = environment(PACKAGES)
     report["settings"] = earlier_settings(options.out, report, options.networks)
     on_cpu = report["hardware"]["platform"] == "cpu"
     for network in options.networks:

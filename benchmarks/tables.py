@@ -24,8 +24,15 @@ def environments(reports: dict[str, Any]) -> str:
         parts = [machine.get("device"), machine.get("cpu"), cores]
         versions = [f"{package} {of}" for package, of in report["versions"].items() if of]
         hardware = ", ".join(filter(None, parts))
-        rows.append([f"`{name}`", hardware, ", ".join(versions), report.get("rounds", "")])
+        rounds = report.get("rounds") or _rounds_of_settings(report)
+        rows.append([f"`{name}`", hardware, ", ".join(versions), rounds])
     return table(["benchmark", "hardware", "versions", "rounds"], rows)
+
+
+def _rounds_of_settings(report: dict[str, Any]) -> str:
+    """Rounds of a report whose settings were measured separately."""
+    rounds = {of["rounds"] for of in report.get("settings", []) if "rounds" in of}
+    return " or ".join(map(str, sorted(rounds)))
 
 
 def steps(settings: list[dict[str, Any]]) -> str:

@@ -12,14 +12,16 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib.metadata
 import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
+import PIL
+import simplejpeg
 
 from train.config import Config, Experiment
 from train.data.augmentation import AUGMENTATIONS
@@ -29,7 +31,7 @@ from train.errors import DataError
 from train.step.examples import NO_LABEL
 
 EXAMPLES_AT_ONCE = 64  # decoded by a thread at a time
-DECODERS = ("opencv-python-headless", "pillow", "simplejpeg")
+DECODERS = (cv2, PIL, simplejpeg)
 GIGABYTE = 1e9
 
 
@@ -136,13 +138,13 @@ def _identity(dataset: Dataset) -> str:
     facts = [
         dataset.fingerprint and dataset.fingerprint.to_json(),
         [(path.name, path.stat().st_mtime_ns) for path in files],
-        [(name, importlib.metadata.version(name)) for name in DECODERS],
+        [(decoder.__name__, decoder.__version__) for decoder in DECODERS],
     ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _memory_mapped(path: Path) -> np.ndarray | None:
-    """The array in a file; None if there is no file, or only a part of it."""
+    """Array that a file holds, memory-mapped; None if the file is missing or incomplete."""
     try:
         return np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError):

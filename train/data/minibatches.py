@@ -3,7 +3,7 @@
 The example at position p of epoch e is `epoch_order(seed, e)[p]`. Step s of an epoch takes
 positions [s·kn, (s + 1)·kn), of which worker j has the slice j·n (`Timeline.place` covers a changed
 batch size). Devices, processes and accumulation do not enter, so a run resumes by starting at a
-step: there is no state to save. Whether images are decoded beforehand changes no byte either.
+step: there is no state to save. Decoding images beforehand gives the same bytes.
 
 Shapes: N training examples, n images per worker, W workers, S the side of the network's input,
 C channels.

@@ -190,7 +190,7 @@ def test_other_sizes_and_changed_data_are_decoded_again(tmp_path: Path):
 
 def test_other_decoders_decode_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     decoded(color_config(), color_images(tmp_path))
-    monkeypatch.setattr(in_memory.importlib.metadata, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(in_memory.simplejpeg, "__version__", "0.0.1")
     _, lines = decoded(color_config(), color_images(tmp_path))
     assert len(lines) == 2
 
