@@ -145,10 +145,13 @@ def records(workdir: Path) -> list[dict[str, Any]]:
 
 
 def newest_record(workdir: Path) -> int:
-    """Last step in metrics.jsonl; 0 if there is none. It is read often, so it parses one line."""
+    """Last step in metrics.jsonl; 0 if there is none. It is read often, so it parses one line.
+
+    While a line is written across two pages of the file, a reader may see only its beginning.
+    """
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
+    complete = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(complete[-1])["step"] if complete else 0
 
 
 def newest_checkpoint(workdir: Path) -> int:
@@ -208,6 +211,7 @@ def live(
         process.wait()
     finally:
         process.kill()
+        process.wait()
     if process.returncode == 0:
         return None
     if process.returncode != -signal.SIGKILL:

@@ -68,6 +68,7 @@ def started(
     finally:
         for process in running:
             process.kill()
+            process.wait()
 
 
 def ends(running: list[Process]) -> tuple[list[int], list[str], list[str]]:
