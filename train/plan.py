@@ -37,6 +37,7 @@ class Plan:
         """
         experiment, machine = self.config.experiment, self.config.machine
         devices = self.workers.mesh.devices.size
+        at_a_time = experiment.num_workers // (devices * machine.accumulation_steps)
         size = f"{experiment.image_size} x {experiment.image_size} pixels"
         momentum = f"momentum {experiment.momentum:g}, " if experiment.optimizer != "lamb" else ""
         dataset, fingerprint = self.dataset, self.dataset.fingerprint
@@ -48,8 +49,8 @@ class Plan:
                 f"network         {experiment.model}, {experiment.dtype}, {size}",
                 f"devices         {devices} x {jax.devices()[0].device_kind}, "
                 f"{jax.process_count()} process(es)",
-                f"workers         {self.workers.num_workers // self.workers.num_parts} on each "
-                f"device at a time, {machine.accumulation_steps} accumulation step(s)",
+                f"workers         {at_a_time} on each device at a time, "
+                f"{machine.accumulation_steps} accumulation step(s)",
                 f"data            {identity}: {len(dataset.train)} training and "
                 f"{len(dataset.evaluation)} test images, {dataset.num_classes} classes",
                 f"starts from     {experiment.init_from or f'seed {experiment.seed}'}",

@@ -3,8 +3,9 @@
 On CPUs, XLA computes a matrix product in half the time of the equivalent 1x1 convolution, and a
 chain of comparisons in a fifth of the time of a window reduction for pooling, each including its
 gradients. Some 3x3 convolutions are faster as matrix products too; `form_on_cpu` chooses by shape,
-and `python -m benchmarks.convolution` measures the alternatives. Other platforms use XLA's own
-operations, which fuse better there.
+and `python -m benchmarks.convolution` measures the alternatives. The others are XLA's convolution
+with gradients that are fast inside loops. Other platforms use XLA's own operations, which fuse
+better there.
 
 Shapes: B images, H rows, W columns, C channels, O output channels.
 """
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 WHOLE_IMAGE_SIDE = 2  # pixels; larger images waste more arithmetic on zeros than patches copy
-PATCHES_SIDE = 8  # pixels, at stride 2; beyond, the patches take more memory than they save time
+PATCHES_SIDE = 4  # pixels, at stride 1
 PATCHES_CHANNELS = 4
 
 
@@ -46,15 +47,18 @@ def convolve(
     centered = all(
         tuple(p) == (n // 2, n // 2) for p, n in zip(padding, kernel_hwco.shape, strict=False)
     )
-    form = form_on_cpu(x_bhwc.shape, kernel_hwco.shape, stride) if same and centered else None
-    if form is None:
+    if not (same and centered):
         return convolution(x_bhwc, kernel_hwco)
-    on_cpu = functools.partial(FORMS[form], stride=stride)
+    form = FORMS[form_on_cpu(x_bhwc.shape, kernel_hwco.shape, stride)]
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return form(x, kernel, stride)
+
     return jax.lax.platform_dependent(x_bhwc, kernel_hwco, cpu=on_cpu, default=convolution)
 
 
-def form_on_cpu(image: Sequence[int], kernel: Sequence[int], stride: int) -> str | None:
-    """Name the form in `FORMS` of a convolution on CPUs; None for XLA's own convolution.
+def form_on_cpu(image: Sequence[int], kernel: Sequence[int], stride: int) -> str:
+    """Name the form in `FORMS` of a convolution on CPUs.
 
     Measured on two cores, forward and backward (benchmarks/README.md). XLA's own convolution is
     slow if the window is larger than the image, and its gradients are slow for stride 2.
@@ -68,12 +72,60 @@ def form_on_cpu(image: Sequence[int], kernel: Sequence[int], stride: int) -> str
     if tuple(kernel[:2]) == (1, 1):
         return "product"
     if tuple(kernel[:2]) != (3, 3):
-        return None
+        return "convolution"
     if max(height, width) <= WHOLE_IMAGE_SIDE:
         return "whole image"
-    if (stride == 2 and max(height, width) <= PATCHES_SIDE) or channels <= PATCHES_CHANNELS:
+    if stride == 2 or max(height, width) <= PATCHES_SIDE or channels <= PATCHES_CHANNELS:
         return "patches"
-    return None
+    return "convolution"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolution(x_bhwc: jax.Array, kernel_hwco: jax.Array, stride: int) -> jax.Array:
+    """XLA's convolution with padding by half the kernel, and gradients that are fast inside loops.
+
+    For its fast convolutions, XLA needs images (B, H, W, C) and kernels (H, W, C, O). It transposes
+    other layouts, which gradients have by default, but only outside loops. Inside one, a step took
+    16 times as long. Here the gradients are transposed in JAX.
+    """
+    return _convolve(x_bhwc, kernel_hwco, [(n // 2, n // 2) for n in kernel_hwco.shape[:2]], stride)
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], stride: int = 1, **dilation
+) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    strides = (stride, stride)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=layout, **dilation
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
+    return convolution(x, kernel, stride), (x, kernel)
+
+
+def _gradients(stride: int, arguments: Any, error: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = arguments
+    padding_of_error: list[tuple[int, int]] = []
+    padding_of_x: list[tuple[int, int]] = []
+    for axis in (1, 2):
+        size, before = kernel.shape[axis - 1], kernel.shape[axis - 1] // 2
+        # Rows of the image from the first to the last center of a patch.
+        missing = x.shape[axis] - ((error.shape[axis] - 1) * stride + 1)
+        padding_of_error.append((size - 1 - before, before + missing))
+        padding_of_x.append((before, size - 1 - before - missing))
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    dilation = (stride, stride)
+    of_x = _convolve(error, flipped, padding_of_error, lhs_dilation=dilation)
+    # The channels of x act as images, and the B images as channels.
+    of_kernel = _convolve(
+        x.transpose(3, 1, 2, 0), error.transpose(1, 2, 0, 3), padding_of_x, rhs_dilation=dilation
+    )
+    return of_x, of_kernel.transpose(1, 2, 0, 3)
+
+
+convolution.defvjp(_forward, _gradients)
 
 
 def product(x_bhwc: jax.Array, kernel_hwco: jax.Array, stride: int) -> jax.Array:
@@ -125,7 +177,12 @@ def _toeplitz(kernel: jax.Array, axis: int, size: int, stride: int) -> jax.Array
     )
 
 
-FORMS = {"product": product, "patches": patches, "whole image": whole_image}
+FORMS = {
+    "convolution": convolution,
+    "product": product,
+    "patches": patches,
+    "whole image": whole_image,
+}
 
 
 def max_pool(x_bhwc: jax.Array) -> jax.Array:

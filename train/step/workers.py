@@ -16,10 +16,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from train.config import Config
+from train.config import Config, Experiment
 from train.errors import UsageError
 
 AXIS = "data"
+PIXELS_AT_ONCE = (
+    2**14
+)  # on a CPU: 1 MiB in float32 with 16 channels, as in the first stage of resnet8
 
 Device = Any  # jax.Device, which JAX does not export as a type
 
@@ -36,8 +39,8 @@ class Workers:
     batch_size_per_worker: int
     accumulation_steps: int
     mesh: Mesh
-    unroll_accumulation: bool
-    """Whether the program repeats the accumulation steps instead of looping over them."""
+    passes: int
+    """Passes in which a device processes its slice of an accumulation step."""
     joins_reduction: bool
     """Whether everything that is all-reduced is concatenated into one array first."""
 
@@ -48,8 +51,8 @@ class Workers:
 
     @property
     def num_parts(self) -> int:
-        """Slices of a minibatch: accumulation steps × devices."""
-        return self.accumulation_steps * self.mesh.devices.size
+        """Slices of a minibatch: accumulation steps × devices × passes."""
+        return self.accumulation_steps * self.mesh.devices.size * self.passes
 
     @property
     def replicated(self) -> NamedSharding:
@@ -92,36 +95,36 @@ class Workers:
     def sum_over_minibatch(self, function: Callable[[C, M], T], constants: C, minibatch: M) -> T:
         """Sum `function(constants, part)` over all parts of a minibatch with one all-reduce.
 
-        Each device sums over its slices of the accumulation steps; only the total crosses devices.
-        Under plain `jit` the compiler would all-reduce once per accumulation step.
+        Each device sums over its slices; only the total crosses devices. Under plain `jit` the
+        compiler would all-reduce once per accumulation step.
 
         Args:
-            function: function of the constants and a slice of the minibatch, (kn/(A·D), ...), that
-                returns a tree.
+            function: function of the constants and a slice of the minibatch, (kn/P, ...) for P
+                parts, that returns a tree.
             constants: replicated tree.
             minibatch: tree of arrays of shape (A, kn/A, ...).
         """
+        num_slices = self.accumulation_steps * self.passes
 
-        def on_one_device(constants: C, parts: M) -> T:
+        def on_one_device(constants: C, slices: M) -> T:
             # Mark as device-varying; otherwise autodiff would insert a psum for every part.
             constants = jax.lax.pcast(constants, AXIS, to="varying")
+            parts = self._parts(slices)
 
             def part(index: int | jax.Array) -> T:
                 return function(constants, jax.tree.map(lambda x: x[index], parts))
 
-            def add(index: int | jax.Array, total: T) -> T:
+            def add(index: jax.Array, total: T) -> T:
                 return jax.tree.map(jnp.add, total, part(index))
 
-            if self.unroll_accumulation:
+            if num_slices == 1:
                 total = part(0)
-                for index in range(1, self.accumulation_steps):
-                    total = add(index, total)
             else:
                 zeros = jax.tree.map(
                     lambda x: jax.lax.pcast(jnp.zeros(x.shape, x.dtype), AXIS, to="varying"),
                     jax.eval_shape(part, 0),
                 )
-                total = jax.lax.fori_loop(0, self.accumulation_steps, add, zeros)
+                total = jax.lax.fori_loop(0, num_slices, add, zeros)
             if not self.joins_reduction:
                 return jax.lax.psum(total, AXIS)
             joined, separate = ravel_pytree(total)
@@ -133,8 +136,8 @@ class Workers:
         """Apply `function(constants, part)` to every part and concatenate the per-image results.
 
         Args:
-            function: function of the constants and a slice of the minibatch, (kn/(A·D), ...), that
-                returns a tree of arrays of shape (kn/(A·D), ...).
+            function: function of the constants and a slice of the minibatch, (kn/P, ...) for P
+                parts, that returns a tree of arrays of shape (kn/P, ...).
             constants: replicated tree.
             minibatch: tree of arrays of shape (A, kn/A, ...).
 
@@ -142,16 +145,18 @@ class Workers:
             The tree with arrays of shape (A, kn/A, ...).
         """
 
-        def on_one_device(constants: C, parts: M) -> T:
-            if self.unroll_accumulation:
-                outcomes = [
-                    function(constants, jax.tree.map(lambda x, index=index: x[index], parts))
-                    for index in range(self.accumulation_steps)
-                ]
-                return jax.tree.map(lambda *xs: jnp.stack(xs), *outcomes)
-            return jax.lax.map(lambda part: function(constants, part), parts)
+        def on_one_device(constants: C, slices: M) -> T:
+            outcomes = jax.lax.map(lambda part: function(constants, part), self._parts(slices))
+            return jax.tree.map(
+                lambda x: x.reshape(self.accumulation_steps, -1, *x.shape[2:]), outcomes
+            )
 
         return self._on_each_device(on_one_device, self.sharded.spec)(constants, minibatch)
+
+    def _parts(self, slices: M) -> M:
+        """Split a device's slices, (A, kn/(A·D), ...), into those of each pass."""
+        num_slices = self.accumulation_steps * self.passes
+        return jax.tree.map(lambda x: x.reshape(num_slices, -1, *x.shape[2:]), slices)
 
     def _on_each_device(
         self, function: Callable[[C, M], T], out_specs: PartitionSpec
@@ -190,10 +195,25 @@ def make_workers(config: Config, devices: Sequence[Device] | None = None) -> Wor
         batch_size_per_worker=experiment.batch_size_per_worker,
         accumulation_steps=accumulation_steps,
         mesh=jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices),
-        # XLA uses its fast CPU convolutions only outside loops: inside one, a step of the digits
-        # takes 16 times as long. Elsewhere a loop keeps memory and compilation small.
-        unroll_accumulation=accumulation_steps == 1 or is_cpu,
+        passes=_passes_on_cpu(experiment, experiment.num_workers // parts) if is_cpu else 1,
         # Between processes on CPUs each array is all-reduced separately and blocks on the other
         # side: the gradients of ResNet-50 take 0.8 s on two pinned cores, and 0.12 s as one array.
         joins_reduction=is_cpu and jax.process_count() > 1,
+    )
+
+
+def _passes_on_cpu(experiment: Experiment, num_workers: int) -> int:
+    """Passes in which a CPU processes some workers, so that their activations fit its caches.
+
+    With fewer passes a step of 512 small images takes up to twice as long (benchmarks/README.md).
+    The noise scale compares larger parts, so it gets one pass.
+    """
+    if experiment.noise_scale:
+        return 1
+    pixels = experiment.batch_size_per_worker * experiment.image_size**2
+    return next(
+        passes
+        for passes in range(1, num_workers + 1)
+        if num_workers % passes == 0
+        and (passes == num_workers or num_workers // passes * pixels <= PIXELS_AT_ONCE)
     )

@@ -1,6 +1,7 @@
 """Tests of each platform's convolution and pooling against JAX's operations and gradients."""
 
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -36,7 +37,9 @@ def assert_matches_lax(
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(6, 1, 1), (6, 1, 2), (7, 1, 2), (6, 3, 2)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [(6, 1, 1), (6, 1, 2), (7, 1, 2), (6, 3, 2), (9, 7, 2), (8, 7, 2)]
+)
 def test_convolution_and_gradients_match_lax(size: int, kernel: int, stride: int):
     x, weights = numbers(4, size, size, 5), numbers(kernel, kernel, 5, 3, seed=1)
     strides, padding = (stride, stride), [(kernel // 2, kernel // 2)] * 2
@@ -47,8 +50,8 @@ def test_convolution_and_gradients_match_lax(size: int, kernel: int, stride: int
     assert_matches_lax(ours, x, weights, stride)
 
 
-@pytest.mark.parametrize("form", ["patches", "whole image"])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("form", ["convolution", "patches", "whole image"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels"),
     [(3, 1, 1, 2), (1, 2, 2, 1), (5, 2, 3, 4), (2, 4, 3, 5), (3, 7, 6, 3)],
@@ -61,7 +64,7 @@ def test_each_form_and_its_gradients_match_lax(
     assert_matches_lax(functools.partial(FORMS[form], stride=stride), x, weights, stride)
 
 
-@pytest.mark.parametrize("form", ["patches", "whole image"])
+@pytest.mark.parametrize("form", ["convolution", "patches", "whole image"])
 def test_each_form_keeps_bfloat16(form: str):
     x, weights = numbers(2, 3, 4, 5), numbers(3, 3, 5, 6, seed=1)
     rounded = FORMS[form](x.astype(jnp.bfloat16), weights.astype(jnp.bfloat16), 1)
@@ -75,20 +78,18 @@ def test_each_form_keeps_bfloat16(form: str):
     ("side", "kernel", "channels", "stride", "form"),
     [
         (8, 3, 1, 1, "patches"),
-        (8, 3, 16, 1, None),
+        (8, 3, 16, 1, "convolution"),
         (8, 3, 16, 2, "patches"),
-        (14, 3, 16, 2, None),
-        (4, 3, 32, 1, None),
+        (14, 3, 16, 2, "patches"),
+        (4, 3, 32, 1, "patches"),
         (2, 3, 64, 1, "whole image"),
         (8, 1, 16, 2, "product"),
-        (224, 7, 3, 2, None),
-        (32, 3, 64, 1, None),
+        (224, 7, 3, 2, "convolution"),
+        (32, 3, 64, 1, "convolution"),
         (8, 3, 512, 2, "patches"),
     ],
 )
-def test_the_shape_chooses_the_form(
-    side: int, kernel: int, channels: int, stride: int, form: str | None
-):
+def test_the_shape_chooses_the_form(side: int, kernel: int, channels: int, stride: int, form: str):
     assert form_on_cpu((2, side, side, channels), (kernel, kernel, channels, 8), stride) == form
 
 
@@ -103,6 +104,19 @@ def test_other_strides_and_padding_use_xlas_convolution(
     y = convolve(x, weights, strides, padding, dimension_numbers=LAYOUT)
     wanted = jax.lax.conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_have_the_layout_of_xlas_fast_convolutions():
+    """In another layout they are slow inside loops."""
+    x, weights = numbers(2, 12, 12, 16), numbers(3, 3, 16, 8, seed=1)
+
+    def loss(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return convolve(x, weights, (1, 1), [(1, 1), (1, 1)], dimension_numbers=LAYOUT).sum()
+
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(x, weights).as_text()
+    layouts = re.findall(r"dim_numbers = (\[.*?\])x(\[.*?\])->(\[.*?\]),", program)
+    assert len(layouts) >= 2
+    assert set(layouts) == {("[b, 0, 1, f]", "[0, 1, i, o]", "[b, 0, 1, f]")}
 
 
 @pytest.mark.parametrize("size", [8, 7])

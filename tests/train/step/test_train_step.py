@@ -223,24 +223,18 @@ def one_device() -> tuple[TrainState, list[StepMetrics]]:
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "accumulation_steps", "unrolled"),
-    [
-        (2, 1, True),
-        (8, 1, True),
-        (1, 2, True),
-        (4, 2, True),
-        (2, 4, False),
-    ],
+    ("num_devices", "accumulation_steps", "passes"),
+    [(2, 1, 1), (8, 1, 1), (1, 2, 1), (4, 2, 1), (2, 4, 1), (1, 1, 4), (2, 2, 2)],
 )
 def test_twenty_steps_do_not_depend_on_the_devices(
     one_device: tuple[TrainState, list[StepMetrics]],
     num_devices: int,
     accumulation_steps: int,
-    unrolled: bool,
+    passes: int,
 ):
     config = small_config(accumulation_steps=accumulation_steps)
     workers = make_workers(config, jax.devices()[:num_devices])
-    workers = dataclasses.replace(workers, unroll_accumulation=unrolled)
+    workers = dataclasses.replace(workers, passes=passes)
     # Rows arrive in the order of `local`, which here is that of the workers.
     assert workers.local.tolist() == list(range(K))
     state, metrics = run_steps(config, workers, 20)
@@ -259,24 +253,24 @@ def test_statistics_over_the_whole_minibatch_give_another_result(
     assert relative_difference(state, one_device[0]) > 1e-2
 
 
-def hlo(num_workers: int, accumulation_steps: int, *, unrolled: bool) -> str:
+def hlo(num_workers: int, accumulation_steps: int, passes: int) -> str:
     config = small_config(num_workers=num_workers, accumulation_steps=accumulation_steps)
-    workers = dataclasses.replace(make_workers(config), unroll_accumulation=unrolled)
+    workers = dataclasses.replace(make_workers(config), passes=passes)
     train_step, state = make(config, workers)
     lowered = train_step.lower(state, abstract_minibatch(config.experiment, workers))
     return lowered.compile().as_text() or ""
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "accumulation_steps", "unrolled"), [(8, 1, True), (64, 4, False)]
+    ("num_workers", "accumulation_steps", "passes"), [(8, 1, 1), (64, 4, 1), (64, 1, 4)]
 )
-def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int, unrolled: bool):
-    text = hlo(num_workers, accumulation_steps, unrolled=unrolled)
+def test_gradients_cross_devices_once(num_workers: int, accumulation_steps: int, passes: int):
+    text = hlo(num_workers, accumulation_steps, passes)
     assert not re.search(r"= \S+ (all-gather|all-to-all|collective-permute|reduce-scatter)", text)
     reductions = re.findall(r"= (.*?) all-reduce(?:-start)?\((?:.*)", text)
     assert 1 <= len(reductions) <= 2
     loops = set(re.findall(r"body=%?([\w.\-]+)", text))
-    assert bool(loops) == (not unrolled)
+    assert bool(loops) == (accumulation_steps * passes > 1)
     computation = ""
     for line in text.splitlines():
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -315,12 +309,11 @@ def test_the_logged_learning_rate_is_the_applied_one():
             jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 4])
-@pytest.mark.parametrize("unrolled", [True, False])
-def test_predictions_are_in_the_order_of_the_images(accumulation_steps: int, unrolled: bool):
+@pytest.mark.parametrize(("accumulation_steps", "passes"), [(1, 1), (4, 1), (1, 4), (2, 2)])
+def test_predictions_are_in_the_order_of_the_images(accumulation_steps: int, passes: int):
     config = small_config(accumulation_steps=accumulation_steps)
     workers = make_workers(config, jax.devices()[:2])
-    workers = dataclasses.replace(workers, unroll_accumulation=unrolled)
+    workers = dataclasses.replace(workers, passes=passes)
     _, state = make(config, workers)
     evaluate = make_evaluation_step(config.experiment, NUM_CLASSES, workers)
     rows = images_of_step(config, 0)

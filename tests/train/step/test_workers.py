@@ -41,27 +41,43 @@ def test_each_worker_is_on_a_single_device(num_devices: int, accumulation_steps:
         assert (groups == groups[:, :1]).all()
 
 
-@pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.parametrize("passes", [1, 2, 4])
 @pytest.mark.parametrize(("num_devices", "accumulation_steps"), LAYOUTS)
 def test_a_sum_over_a_minibatch_is_the_sum_over_its_images(
-    num_devices: int, accumulation_steps: int, unrolled: bool
+    num_devices: int, accumulation_steps: int, passes: int
 ):
-    workers = dataclasses.replace(
-        layout(num_devices, accumulation_steps), unroll_accumulation=unrolled
-    )
-    rows = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    workers = layout(num_devices, accumulation_steps, num_workers=32)
+    workers = dataclasses.replace(workers, passes=passes)
+    rows = np.random.default_rng(0).normal(size=(128, 3)).astype(np.float32)
     weights = np.arange(3, dtype=np.float32)
 
     def function(weights: jax.Array, part: jax.Array) -> tuple[jax.Array, jax.Array]:
-        assert part.shape == (32 // workers.num_parts, 3)
+        assert part.shape == (128 // workers.num_parts, 3)
         return (part * weights[None]).sum(0), jnp.int32(part.shape[0])
 
     total, count = jax.jit(lambda w, x: workers.sum_over_minibatch(function, w, x))(
         weights, workers.to_devices(rows)
     )
-    assert count == 32
+    assert count == 128
     assert total.sharding.is_fully_replicated
     np.testing.assert_allclose(total, (rows.astype(np.float64) * weights).sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "image_size", "passes"),
+    [(8, 8, 1), (64, 8, 1), (128, 8, 2), (8, 28, 2), (24, 28, 6), (7, 28, 7), (8, 128, 8)],
+)
+def test_a_cpu_splits_its_workers_until_their_images_fit_its_caches(
+    num_workers: int, image_size: int, passes: int
+):
+    """Four workers of four images of 28 pixels have 12,544 pixels, five more than 16,384."""
+    workers = layout(1, 1, num_workers=num_workers, image_size=image_size)
+    assert workers.passes == passes
+
+
+def test_a_part_for_the_noise_scale_is_not_split():
+    config = digits().replace(image_size=128, noise_scale=True, accumulation_steps=2)
+    assert make_workers(config, jax.devices()[:1]).passes == 1
 
 
 def test_gradients_of_parts_are_reduced_once():
