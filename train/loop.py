@@ -143,8 +143,6 @@ def run(
             )
         delete_summary(config)
         together(lambda: keep_config(config, fingerprint, step, differences))
-        report = Report(plan, log, display, step)
-        times = CheckpointTimes(config, timeline)
 
         # Compile while small images are decoded.
         with ThreadPoolExecutor(1) as pool:
@@ -155,6 +153,9 @@ def run(
         evaluation_step = make_evaluation_step(experiment, dataset.num_classes, workers)
         test = EvaluationMinibatches(plan)
 
+        # The clocks start here: compiling and decoding are not training.
+        report = Report(plan, log, display, step)
+        times = CheckpointTimes(config, timeline)
         minibatches = training_minibatches(plan, step, plan.last_step)
         for minibatch in on_devices(minibatches, workers):
             # Dispatch this step; while it runs, read the metrics of the previous one.

@@ -243,3 +243,24 @@ def test_experiments_can_replace_optimizer_and_initial_state(
     shapes = jax.eval_shape(lambda: states[0].network.params)
     expected = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     assert summary(config.output.workdir)["params_digest"] == params_digest(expected)
+
+
+def test_seconds_of_training_leave_out_compilation(digits_config: Callable[..., Config]):
+    seconds = 5.0  # far longer than two steps take
+
+    def slow_to_trace(
+        schedule: optax.Schedule, name: str, *, momentum: float, weight_decay: float
+    ) -> optax.GradientTransformation:
+        optimizer = make_optimizer(schedule)
+
+        def update(
+            updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        ) -> tuple[optax.Updates, optax.OptState]:
+            time.sleep(seconds)  # while the step is traced
+            return optimizer.update(updates, state, params)
+
+        return optax.GradientTransformation(optimizer.init, update)
+
+    config = digits_config(num_steps=2, log_every_steps=1)
+    assert run(config, optimizer=slow_to_trace) == DONE
+    assert records(config.output.workdir)[0]["train/seconds"] < seconds
