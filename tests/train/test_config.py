@@ -10,7 +10,7 @@ import pytest
 
 from train.config import Config, Experiment, Machine, Output
 from train.errors import UsageError, flag
-from train.recipes import RECIPES, digits
+from train.recipes import RECIPES, digits, fashion_mnist
 from train.run.workdir import differing_fields
 
 CLUSTER = {"coordinator_address": "localhost:1234", "num_processes": 2, "process_id": 1}
@@ -292,14 +292,14 @@ def test_json_without_a_configuration_is_a_value_error(text: str):
 
 
 def test_field_missing_from_the_file_has_its_default():
-    saved = json.loads(digits().to_json())
+    saved = json.loads(fashion_mnist().to_json())
     for name in ("optimizer", "momentum", "weight_decay", "scaling"):
         del saved[name]
-    assert differing_fields(digits(), json.dumps(saved)) == []
-    assert Config.from_json(json.dumps(saved)) == digits()
-    changed = digits().replace(optimizer="lars")
+    assert differing_fields(fashion_mnist(), json.dumps(saved)) == []
+    assert Config.from_json(json.dumps(saved)) == fashion_mnist()
+    changed = fashion_mnist().replace(optimizer="lars")
     assert differing_fields(changed, json.dumps(saved)) == ["--optimizer was sgd and is now lars"]
-    changed = digits().replace(momentum=0.5, weight_decay=0.0, scaling="sqrt")
+    changed = fashion_mnist().replace(momentum=0.5, weight_decay=0.0, scaling="sqrt")
     assert differing_fields(changed, json.dumps(saved)) == [
         "--momentum was 0.9 and is now 0.5",
         "--scaling was linear and is now sqrt",

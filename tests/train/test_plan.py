@@ -29,7 +29,7 @@ def test_the_plan_describes_the_run(digits_config: Callable[..., Config]):
         f"data            digits 1.0.0, fingerprint {short}: 1437 training and 360 test images, 10 "
         "classes",
         "starts from     seed 0\n",
-        "optimizer       sgd, momentum 0.9, weight decay 0.0001\n",
+        "optimizer       sgd, momentum 0.9, weight decay 0.0005\n",
         f"writes to       {config.output.workdir}",
         "k = 8 workers x n = 16 images, kn = 128",
         "η = 0.0125 for 16 images",

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -90,8 +91,16 @@ def test_sgd_is_the_default_optimizer(name: str):
     config = RECIPES[name]()
     assert with_optimizer(config, "sgd") == config
     experiment = config.experiment
-    assert (experiment.momentum, experiment.weight_decay) == (0.9, 1e-4)  # section 5.1
+    assert experiment.momentum == 0.9  # section 5.1, as the weight decay of 1e-4
+    assert experiment.weight_decay == (5e-4 if name == "digits" else 1e-4)
     assert experiment.scaling == "linear"
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_other_optimizers_have_the_papers_weight_decay_on_the_digits(
+    optimizer: Literal["lars", "lamb"],
+):
+    assert with_optimizer(digits(), optimizer).experiment.weight_decay == 1e-4
 
 
 def test_lars_has_the_learning_rate_of_mlperf():
