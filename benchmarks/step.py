@@ -48,6 +48,7 @@ from benchmarks.networks import NETWORKS, Setting
 from benchmarks.report import environment, make_parser, save
 from benchmarks.subject import Subject, answer, median_ratio
 from benchmarks.tables import small_networks, steps
+from train.run.startup import HUGE_PAGES, TUNABLES
 
 PACKAGES = ["jax", "flax", "optax", "torch", "transformers", "keras"]
 
@@ -76,8 +77,11 @@ def start(name: str, setting: Setting) -> Subject:
     flags = {"subject": name, "dtypes": setting.dtype}
     flags |= {"batch-sizes": setting.batch_size, "image-sizes": setting.image_size}
     flags["networks"] = setting.network
-    # The processes share a GPU's memory.
-    return Subject.start(name, "benchmarks.step", flags, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+    variables = {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes share a GPU's memory
+        TUNABLES: HUGE_PAGES,  # as `python -m train` sets it; PyTorch gets them too
+    }
+    return Subject.start(name, "benchmarks.step", flags, variables)
 
 
 def measure(setting: Setting, rounds: int, names: list[str]) -> dict[str, Any]:
