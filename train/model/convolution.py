@@ -39,7 +39,7 @@ def convolve(
         padding: padding before and after, along H and W; zero for a 1x1 kernel.
         options: other arguments that `nnx.Conv` passes, without dilation or feature groups.
     """
-    convolution = functools.partial(
+    plain = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
     stride = strides[0]
@@ -48,13 +48,13 @@ def convolve(
         tuple(p) == (n // 2, n // 2) for p, n in zip(padding, kernel_hwco.shape, strict=False)
     )
     if not (same and centered):
-        return convolution(x_bhwc, kernel_hwco)
+        return plain(x_bhwc, kernel_hwco)
     form = FORMS[form_on_cpu(x_bhwc.shape, kernel_hwco.shape, stride)]
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return form(x, kernel, stride)
 
-    return jax.lax.platform_dependent(x_bhwc, kernel_hwco, cpu=on_cpu, default=convolution)
+    return jax.lax.platform_dependent(x_bhwc, kernel_hwco, cpu=on_cpu, default=plain)
 
 
 def form_on_cpu(image: Sequence[int], kernel: Sequence[int], stride: int) -> str:
@@ -111,7 +111,7 @@ def _gradients(stride: int, arguments: Any, error: jax.Array) -> tuple[jax.Array
     padding_of_x: list[tuple[int, int]] = []
     for axis in (1, 2):
         size, before = kernel.shape[axis - 1], kernel.shape[axis - 1] // 2
-        # Rows of the image from the first to the last center of a patch.
+        # Rows or columns after the center of the last window.
         missing = x.shape[axis] - ((error.shape[axis] - 1) * stride + 1)
         padding_of_error.append((size - 1 - before, before + missing))
         padding_of_x.append((before, size - 1 - before - missing))
