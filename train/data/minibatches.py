@@ -2,8 +2,8 @@
 
 The example at position p of epoch e is `epoch_order(seed, e)[p]`. Step s of an epoch takes
 positions [s·kn, (s + 1)·kn), of which worker j has the slice j·n (`Timeline.place` covers a changed
-batch size). Devices, processes and accumulation do not enter, so a run resumes by starting at a
-step: there is no state to save. Decoding images beforehand gives the same bytes.
+batch size). Devices, processes and accumulation do not enter, so a run resumes at any step without
+a saved position in the data. Images that were decoded beforehand give the same bytes.
 
 Shapes: N training examples, n images per worker, W workers, S the side of the network's input,
 C channels.

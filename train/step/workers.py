@@ -20,9 +20,7 @@ from train.config import Config, Experiment
 from train.errors import UsageError
 
 AXIS = "data"
-PIXELS_AT_ONCE = (
-    2**14
-)  # on a CPU: 1 MiB in float32 with 16 channels, as in the first stage of resnet8
+PIXELS_AT_ONCE = 2**14  # on a CPU; 1 MiB with the 16 channels of resnet8's first stage
 
 Device = Any  # jax.Device, which JAX does not export as a type
 
@@ -40,7 +38,7 @@ class Workers:
     accumulation_steps: int
     mesh: Mesh
     passes: int
-    """Passes in which a device processes its slice of an accumulation step."""
+    """Parts into which a device splits its images of an accumulation step, one after another."""
     joins_reduction: bool
     """Whether everything that is all-reduced is concatenated into one array first."""
 
@@ -203,10 +201,10 @@ def make_workers(config: Config, devices: Sequence[Device] | None = None) -> Wor
 
 
 def _passes_on_cpu(experiment: Experiment, num_workers: int) -> int:
-    """Passes in which a CPU processes some workers, so that their activations fit its caches.
+    """Number of parts into which a CPU splits its workers, so that activations fit its caches.
 
-    With fewer passes a step of 512 small images takes up to twice as long (benchmarks/README.md).
-    The noise scale compares larger parts, so it gets one pass.
+    In fewer passes a step of 512 small images takes up to 1.7 times as long (benchmarks/README.md).
+    The noise scale is estimated from the parts, so their size must not depend on the platform.
     """
     if experiment.noise_scale:
         return 1
