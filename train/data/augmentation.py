@@ -11,6 +11,10 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+CENTER_CROP = 224 / 256
+"""Share of the shorter side of a photograph that its evaluation image spans (paper, section
+5.1)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -43,7 +47,7 @@ class Augmentation:
         """
         if self.random_crop:
             height, width = image.shape[:2]
-            side = round(min(height, width) * 224 / 256)
+            side = round(min(height, width) * CENTER_CROP)
             top, left = (height - side) // 2, (width - side) // 2
             image = image[top : top + side, left : left + side]
         return resize(image, size, size)
