@@ -28,7 +28,7 @@ from train.run.startup import INTERRUPTED
 T = TypeVar("T")
 
 BAD_USAGE, FAILED = 2, 1
-COMMANDS = ("prepare", "inspect", "evaluate", "memory", "pod")
+COMMANDS = ("prepare", "inspect", "evaluate", "predict", "export", "memory", "pod")
 TRAINS = "Train a ResNet with large minibatches, as in arXiv:1706.02677."
 
 

@@ -99,8 +99,20 @@ class Experiment:
     """Weight decay of all parameters except γ and β of batch normalization."""
 
     init_from: Path | None = None
-    """Workdir or checkpoint of a trained run to start from. A different number of classes gets a
-    new head."""
+    """Trained network to start from: workdir or checkpoint of a run, folder that train.export has
+    written, or .safetensors or .pth file of torchvision, timm or Hugging Face. A different number
+    of classes gets a new head."""
+
+    freeze_batch_stats: bool = False
+    """Normalize with the running averages of --init-from, which then never change, instead of with
+    the statistics of each worker."""
+
+    freeze_stages: int = 0
+    """Keep the parameters of the stem and of this many stages of --init-from. Their running
+    averages still change, unless --freeze-batch-stats is passed."""
+
+    head_learning_rate_multiplier: float = 1
+    """Factor for the learning rate of the last layer, which is new if the classes differ."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the network. Parameters and statistics stay float32."""
@@ -121,6 +133,8 @@ class Experiment:
             check_number(name, getattr(self, name), above=0)
         for name in ("warmup_epochs", "weight_decay"):
             check_number(name, getattr(self, name), minimum=0)
+        check_number("freeze_stages", self.freeze_stages, minimum=0)
+        check_number("head_learning_rate_multiplier", self.head_learning_rate_multiplier, above=0)
         check_number("momentum", self.momentum, minimum=0, below=1)
         check_number("seed", self.seed, minimum=0, maximum=LARGEST_SEED)
         _check_milestones(self.milestones)

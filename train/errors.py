@@ -76,6 +76,22 @@ def check_folder(field: str, folder: Path) -> None:
             raise UsageError(f"{flag(field)} {folder} cannot be used: {path} is a file")
 
 
+def check_writable(field: str, path: Path) -> None:
+    """Reject the path of a new file if it is a folder, or its folder does not exist.
+
+    Args:
+        field: name of the configuration field that the flag sets.
+        path: the file.
+
+    Raises:
+        UsageError: with the flag and the path.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"{flag(field)} {path} cannot be written: it must be a file in a folder that exists"
+        )
+
+
 def shown(value: float) -> str:
     """A number as one would type it: 30, not 30.0."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -26,7 +26,9 @@ from train.data.records import Dataset, Records
 from train.errors import DataError, UsageError
 from train.plan import Plan, make_plan
 from train.run.fonts import drawable
+from train.run.sheet import draw_sheet
 from train.run.terminal import terminal_width, wrapped
+from train.run.trained import check_initial
 from train.run.workdir import check_folders
 from train.step.examples import Examples
 from train.step.workers import make_workers
@@ -54,6 +56,8 @@ def main(args: list[str]) -> int:
         workdir = config.output.workdir
         path = workdir / "inspect.png"
         check_folders(config)
+        if config.experiment.init_from is not None:
+            check_initial(config)
         dataset = open_dataset(config)
         line = (
             f"inspecting {dataset.name}: {len(dataset.train)} training and "
@@ -134,10 +138,14 @@ def draw(dataset: Dataset, config: Config, counts: Mapping[str, np.ndarray]) -> 
     sheets, histograms = halves
     train, evaluation = first_examples(dataset, config)
     left, right = sheets.subfigures(1, 2, wspace=0.02)
-    _draw_sheet(
-        left, train, dataset, f"training images, augmented ({config.experiment.augmentation})"
-    )
-    _draw_sheet(right, evaluation, dataset, "test images")
+    augmented = f"training images, augmented ({config.experiment.augmentation})"
+    for part, examples, title in (
+        (left, train, augmented),
+        (right, evaluation, "test images"),
+    ):
+        part.suptitle(title)
+        names = [dataset.class_names[int(label)] for label in examples.labels]
+        draw_sheet(part, examples.images, names, ROWS, COLUMNS, MAX_NAME)
     for axes, split, title in zip(
         histograms.subplots(1, 2),
         ("train", dataset.evaluation_split),
@@ -181,18 +189,6 @@ def sampled_labels(records: Records, seed: int) -> np.ndarray:
             for record in records.__getitems__(examples[start : start + LABELS_AT_ONCE])
         ]
     )
-
-
-def _draw_sheet(figure: Any, examples: Examples, dataset: Dataset, title: str) -> None:
-    figure.suptitle(title)
-    cells = figure.subplots(ROWS, COLUMNS).ravel()
-    for axes in cells:
-        axes.axis("off")
-    for axes, image, label in zip(cells, examples.images, examples.labels, strict=False):
-        gray = image.shape[-1] == 1
-        axes.imshow(image.squeeze(-1) if gray else image, cmap="gray", vmin=0, vmax=255)
-        name, families = drawable(dataset.class_names[label], MAX_NAME)
-        axes.set_title(name, fontsize=8, pad=2, parse_math=False, fontfamily=families)
 
 
 def _draw_histogram(

@@ -19,7 +19,7 @@ from train.data.reader import on_devices
 from train.errors import UsageError
 from train.plan import Plan
 from train.run.atomic import write_atomically
-from train.run.checkpoint import Checkpoints, CheckpointTimes, load_network
+from train.run.checkpoint import Checkpoints, CheckpointTimes
 from train.run.display import Display, outcome
 from train.run.extension import schedule_before
 from train.run.manifest import version_change
@@ -28,6 +28,7 @@ from train.run.predictions import EvaluationMinibatches, predict, scores
 from train.run.report import Report
 from train.run.seeds import score_in_words, score_of_seeds
 from train.run.terminal import terminal_width, wrapped
+from train.run.trained import check_initial, load_initial
 from train.run.workdir import (
     SEEDS,
     check_folders,
@@ -41,7 +42,7 @@ from train.run.workdir import (
 )
 from train.step.evaluation import make_evaluation_step
 from train.step.examples import abstract_minibatch
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, with_multipliers
 from train.step.state import TrainState, abstract_state, initial_state, params_digest, transplant
 from train.step.train_step import make_train_step
 from train.step.workers import make_workers
@@ -76,6 +77,7 @@ def run(
     # Reject an impossible configuration before a folder is created.
     agree(config)
     together(lambda: check_folders(config))
+    together(lambda: check_initial(config))
     dataset = together(lambda: open_dataset(config))
     fingerprint = dataset.fingerprint
     agree_on_data(dataset.name, fingerprint)
@@ -119,13 +121,13 @@ def run(
             momentum=experiment.momentum,
             weight_decay=experiment.weight_decay,
         )
+        transformation = with_multipliers(transformation, experiment)
         arguments = (experiment, dataset.num_classes, transformation, workers)
         state = checkpoints.restore(abstract_state(*arguments))
         if state is None:
+            network = load_initial(experiment, workers, display.say)
             state = start(*arguments)
-            if experiment.init_from is not None:
-                _, network = load_network(experiment.init_from, workers, display.say)
-                state = transplant(network, into=state)
+            state = state if network is None else transplant(network, into=state)
         if step:
             display.say(f"resuming after step {step}")
             if change := version_change(folder / str(step)):

@@ -11,9 +11,10 @@ import pytest
 from train.__main__ import main
 from train.config import Config
 from train.errors import UsageError
+from train.export import main as export
 from train.recipes import digits
 from train.run.checkpoint import load_network
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, with_multipliers
 from train.step.state import TrainState, initial_state, transplant
 from train.step.workers import Workers, make_workers
 
@@ -107,3 +108,112 @@ def test_fine_tuning_starts_at_the_trained_loss_with_constant_warmup(
 def test_fine_tuning_with_a_small_batch_has_no_warmup(tmp_path: Path):
     config = digits().replace(init_from=tmp_path, num_workers=1)
     assert config.experiment.large_minibatch_recipe(1437).warmup_steps == 0
+
+
+def network_of(workdir: Path, workers: Workers) -> tuple[Any, Any]:
+    _, network = load_network(workdir, workers)
+    network = jax.device_get(network)
+    return network.params, network.batch_stats
+
+
+def test_a_model_file_starts_a_run_like_its_workdir(
+    trained: Path, digits_dir: Path, tmp_path: Path
+):
+    """A folder of train.export, and its safetensors file alone, hold the same network."""
+    assert export(["--workdir", str(trained), "--out", str(tmp_path / "model")]) == 0
+    digests: set[str] = set()
+    for name, source in enumerate(
+        (trained, tmp_path / "model", tmp_path / "model" / "model.safetensors")
+    ):
+        workdir = tmp_path / str(name)
+        flags = ["--init-from", str(source), "--num-steps", "2", "--workdir", str(workdir)]
+        assert main([*SHORT, *flags, "--data-dir", str(digits_dir)]) == 0
+        digests.add(json.loads((workdir / "summary.json").read_text())["params_digest"])
+    assert len(digests) == 1
+
+
+def test_frozen_parts_stay_as_they_are(
+    trained: Path, digits_dir: Path, tmp_path: Path, workers: Workers
+):
+    flags = ["--freeze-stages", "2", "--freeze-batch-stats", "--num-steps", "3"]
+    flags += ["--init-from", str(trained), "--workdir", str(tmp_path / "run")]
+    assert main([*SHORT, *flags, "--data-dir", str(digits_dir)]) == 0
+    before, after = network_of(trained, workers), network_of(tmp_path / "run", workers)
+    jax.tree.map(np.testing.assert_array_equal, after[1], before[1])
+    for name in ("stem", "head"):
+        same = jax.tree.map(np.array_equal, after[0][name], before[0][name])
+        assert all(jax.tree.leaves(same)) == (name == "stem")
+    blocks = zip(after[0]["blocks"].values(), before[0]["blocks"].values(), strict=True)
+    unchanged = [all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b))) for a, b in blocks]
+    assert unchanged == [True, True, False]
+
+
+def test_without_the_other_flag_the_averages_of_frozen_stages_change(
+    trained: Path, digits_dir: Path, tmp_path: Path, workers: Workers
+):
+    flags = ["--freeze-stages", "2", "--num-steps", "1", "--init-from", str(trained)]
+    flags += ["--workdir", str(tmp_path / "run"), "--data-dir", str(digits_dir)]
+    assert main([*SHORT, *flags]) == 0
+    before, after = network_of(trained, workers), network_of(tmp_path / "run", workers)
+    jax.tree.map(np.testing.assert_array_equal, after[0]["stem"], before[0]["stem"])
+    assert not np.array_equal(after[1]["stem"]["bn"]["mean"], before[1]["stem"]["bn"]["mean"])
+
+
+def test_a_gradient_that_is_not_finite_leaves_frozen_stages_alone(workers: Workers):
+    experiment = digits().replace(freeze_stages=3, head_learning_rate_multiplier=2).experiment
+    optimizer = with_multipliers(make_optimizer(lambda step: 0.1), experiment)
+    params = fresh(workers).network.params
+    infinite = jax.tree.map(lambda leaf: np.full(leaf.shape, np.inf, np.float32), params)
+    updates: Any = optimizer.update(infinite, optimizer.init(params), params)[0]
+    assert not np.any(jax.tree.leaves(updates["stem"])[0])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates["blocks"]))
+    assert not np.any(np.isfinite(updates["head"]["bias"]))
+
+
+def test_the_head_learns_faster_by_its_multiplier(
+    trained: Path, digits_dir: Path, tmp_path: Path, workers: Workers
+):
+    """In the first step the update is in proportion to the learning rate."""
+    changes: list[Any] = []
+    before, _ = network_of(trained, workers)
+    for multiplier in ("1", "4"):
+        workdir = tmp_path / multiplier
+        flags = ["--head-learning-rate-multiplier", multiplier, "--num-steps", "1"]
+        flags += ["--init-from", str(trained), "--workdir", str(workdir)]
+        assert main([*SHORT, *flags, "--data-dir", str(digits_dir)]) == 0
+        after, _ = network_of(workdir, workers)
+        changes.append(jax.tree.map(np.subtract, after, before))
+    one, four = changes
+    jax.tree.map(np.testing.assert_array_equal, one["stem"], four["stem"])
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(four["head"][name], 4 * one["head"][name], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--freeze-stages", "1"], "--freeze-stages keeps a part of a trained network"),
+        (["--freeze-batch-stats"], "--freeze-batch-stats keeps a part of a trained network"),
+        (["fine-tune", "--dataset", "digits"], "--init-from is missing: the recipe fine-tune"),
+        (
+            ["--freeze-stages", "4", "--init-from", "TRAINED"],
+            "--freeze-stages is 4; it must be from 0 to 3",
+        ),
+        (["--init-from", "FILE.txt"], "ends in .safetensors, .pth, .pt, .bin"),
+        (["--init-from", "FILE.safetensors"], "not a safetensors file"),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(
+    flags: list[str], words: str, trained: Path, digits_dir: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    places = {"TRAINED": str(trained)}
+    for name in ("FILE.txt", "FILE.safetensors"):
+        (tmp_path / name).write_bytes(b"nonsense")
+        places[name] = str(tmp_path / name)
+    words_of_command = [places.get(flag, flag) for flag in flags]
+    workdir = ["--workdir", str(tmp_path / "run"), "--data-dir", str(digits_dir)]
+    assert main([*words_of_command, *SHORT, *workdir]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1

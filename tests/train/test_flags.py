@@ -11,15 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flax import nnx
 
-from train import evaluate, inspect, memory, pod, prepare
+from train import evaluate, export, inspect, memory, pod, predict, prepare
 from train.__main__ import main as train
 from train.command_line import parse_options, parse_run
 from train.config import Experiment, Machine, Output
 from train.data import published
 from train.errors import flag
+from train.model.conversion import to_torchvision
+from train.model.model_file import Description, write_model
 from train.recipes import RECIPES, digits
 from train.run.flags import Flag, flags_of
+from train.step.network import make_network
 
 Main = Callable[[list[str]], int]
 Values = dict[str, tuple[str, str]]
@@ -32,11 +36,13 @@ RUN: Values = {
     "dataset": ("cifar10", "imagnet2012"), "data": ("synthetic", "real"),
     "model": ("resnet18", "resnet51"), "image_size": ("64", "0"),
     "augmentation": ("shift-flip crop-flip", "flip"), "mean": ("0.4", "124"), "std": ("0.5", "0"),
-    "num_workers": ("16", "0"), "batch_size_per_worker": ("64", "x"), "num_epochs": ("30", "nan"),
+    "num_workers": ("16", "0"), "batch_size_per_worker": ("64", "x"), "num_epochs": ("31", "nan"),
     "warmup": ("constant", "linear"), "warmup_epochs": ("2", "-1"),
     "milestones": ("7 8.5", "60 30"), "base_learning_rate": ("0.3", "-1"),
     "base_batch_size": ("128", "0"), "scaling": ("sqrt", "cubic"), "optimizer": ("lars", "adam"),
     "momentum": ("0.8", "1"), "weight_decay": ("5e-5", "-1"), "init_from": ("TRAINED", "nowhere"),
+    "freeze_batch_stats": SWITCH, "freeze_stages": ("2", "-1"),
+    "head_learning_rate_multiplier": ("20", "0"),
     "dtype": ("bfloat16", "float8"), "noise_scale": SWITCH, "seed": ("3", "1.5"),
     "data_dir": ("data", "FILE"), "num_steps": ("7", "0"), "num_devices": ("2", "0"),
     "accumulation_steps": ("2", "-2"), "allow_data_change": SWITCH,
@@ -52,9 +58,21 @@ RUN: Values = {
     "keep_checkpoints": ("2", "0"),
 }  # fmt: skip
 EVALUATE: Values = {
-    "workdir": ("WORKDIR", "nowhere"), "predictions": ("p.csv", "nowhere/p.csv"),
+    "workdir": ("WORKDIR", "nowhere"), "model": ("MODEL", "nowhere"),
+    "checkpoint": ("best", "first"),
+    "dataset": ("digits", "no_such_data"), "predictions": ("p.csv", "nowhere/p.csv"),
     "allow_data_change": SWITCH, "data_dir": ("data", "FILE"),
     "compilation_cache_dir": ("compiled", "FILE"), "num_devices": ("2", "0"),
+}  # fmt: skip
+EXPORT: Values = {
+    "workdir": ("WORKDIR", "nowhere"), "out": ("model", "FILE"), "checkpoint": ("best", "first"),
+    "format": ("stablehlo", "pickle"),
+}  # fmt: skip
+PREDICT: Values = {
+    "paths": ("a.png b.png", "."), "model": ("MODEL", "nowhere"),
+    "checkpoint": ("best", "first"), "top": ("3", "0"), "format": ("csv", "xml"),
+    "out": ("p.csv", "nowhere/p.csv"), "sheet": ("sheet.png", "nowhere/sheet.png"),
+    "compilation_cache_dir": ("compiled", "FILE"),
 }  # fmt: skip
 STEP: Values = {
     "recipe": ("imagenet", "imagnet"), "workers_per_device": ("2", "0"),
@@ -131,6 +149,8 @@ COMMANDS: dict[str, Command] = {
     **{f"train {recipe}": _run(recipe, train) for recipe in RECIPES},
     **{f"inspect {recipe}": _run(recipe, inspect.main) for recipe in RECIPES},
     "evaluate": _options(evaluate.main, evaluate.Options, EVALUATE),
+    "export": _options(export.main, export.Options, EXPORT),
+    "predict": _options(predict.main, predict.Options, PREDICT),
     "memory": _options(memory.main, memory.Options, MEMORY),
     "pod": _options(pod.main, pod.Options, POD),
     **{
@@ -150,6 +170,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "file").write_text("")
     (folder / "trained" / "checkpoints").mkdir(parents=True)
     (folder / "run").mkdir()
+    network = make_network(digits().experiment, 10)
+    params, stats = (
+        nnx.to_pure_dict(nnx.state(network, kind)) for kind in (nnx.Param, nnx.BatchStat)
+    )
+    experiment = digits().experiment
+    description = Description(
+        model=experiment.model, class_names=tuple("0123456789"), image_size=8,
+        mean=experiment.mean, std=experiment.std, crop=None,
+    )  # fmt: skip
+    write_model(folder / "model", description, to_torchvision(params, stats, "resnet8", 0))
     (folder / "run" / "config.json").write_text(digits().to_json())
     table = pa.table({"image": [b"", b""], "label": [0, 1]})
     pq.write_table(table, folder / "train.parquet")
@@ -157,6 +187,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "FILE": str(folder / "file"),
         "TRAINED": str(folder / "trained"),
         "WORKDIR": str(folder / "run"),
+        "MODEL": str(folder / "model"),
         "PARQUET": str(folder / "train.parquet"),
     }
 
@@ -172,6 +203,14 @@ def context(name: str, field: str) -> str:
     if name == "pod" and field not in ("topology", "step_seconds"):
         workers = " --workers-per-device 2" if field == "accumulation_steps" else ""
         return ("--step-seconds 1" if field in pod.FOR_GPUS else "--topology v5e:2x4") + workers
+    if field in ("freeze_batch_stats", "freeze_stages"):
+        return "--init-from TRAINED"
+    if name == "predict" and field != "paths":
+        return "a.png"
+    if name == "evaluate" and field not in ("workdir", "model"):
+        return "--model MODEL" if field == "dataset" else "--model MODEL --dataset cifar10"
+    if name == "train fine-tune" and field == "dataset":
+        return "--init-from TRAINED"
     if field in ("coordinator_address", "num_processes", "process_id"):
         return CLUSTER
     if name == "memory" and field == "accumulation_steps":
@@ -195,7 +234,7 @@ def test_a_sensible_value_is_accepted_and_has_an_effect(
     value = value.split()[name.endswith("mnist")] if field == "augmentation" else value
     words = [*command.words.split(), *command.required(field), *context(name, field).split()]
     parsed = command.parse(fill_in(_appended(words, one, value), places))
-    if one.is_required:
+    if one.is_required or (name == "evaluate" and field in ("workdir", "model")):
         assert str(_read(parsed, field)) in fill_in([value], places)
     elif field in ("topology", "step_seconds") or name.startswith(("train", "inspect")):
         default = one.default if name == "pod" else RECIPES[name.split()[1]]().to_dict()[field]

@@ -114,7 +114,7 @@ def test_wrong_flag_or_value_is_reported_in_one_line(args: str, words: list[str]
             ["--warmup is gradual", "smaller than --base-batch-size, 256", "--warmup auto"],
         ),
         ("--optimizer lamb --momentum 0.8", ["--momentum is 0.8", "lamb has none"]),
-        ("--init-from nowhere", ["--init-from nowhere has no checkpoints"]),
+        ("--init-from nowhere", ["--init-from nowhere does not exist"]),
         ("tfds", ["--dataset"]),
         ("imagenet", ["imagenet2012", "python -m train.prepare imagenet2012"]),
         ("--workdir /dev/null/run", ["--workdir", "/dev/null/run"]),

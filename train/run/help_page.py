@@ -23,7 +23,11 @@ class Group:
 
 def usage_of(flags: Sequence[Flag], prog: str) -> str:
     """The usage line of a command, with its positional words and required flags."""
-    words = [one.positional for one in flags if one.positional]
+    words = [
+        one.positional if one.is_required else f"[{one.positional}]"
+        for one in flags
+        if one.positional
+    ]
     words += [one.invocation for one in flags if one.is_required and not one.positional]
     return " ".join(["usage:", prog, *words, "[OPTIONS]"])
 

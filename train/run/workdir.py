@@ -34,19 +34,10 @@ def check_folders(config: Config) -> None:
     Raises:
         UsageError: in one line, with the flag.
     """
-    workdir, init_from = config.output.workdir, config.experiment.init_from
-    check_folder("workdir", workdir)
+    check_folder("workdir", config.output.workdir)
     for name in ("data_dir", "compilation_cache_dir"):
         if (folder := getattr(config.machine, name)) is not None:
             check_folder(name, folder)
-    if init_from is None or (workdir / "checkpoints").is_dir():  # a resumed run does not need it
-        return
-    is_checkpoint = init_from.parent.name == "checkpoints" and init_from.is_dir()
-    if not is_checkpoint and not (init_from / "checkpoints").is_dir():
-        raise UsageError(
-            f"--init-from {init_from} has no checkpoints; name the workdir of a trained run, or "
-            "checkpoints/STEP in one"
-        )
 
 
 @contextlib.contextmanager

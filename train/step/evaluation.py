@@ -28,22 +28,38 @@ class Predictions(NamedTuple, Generic[A]):
             (..., 5).
         losses: cross-entropy in nats, NaN if the logits are not finite, and undefined for padding;
             float32 (...).
+        probabilities: probabilities of all classes, float32 (..., classes), NaN if the logits are
+            not finite; None if not requested.
     """
 
     labels: A
     classes: A
     losses: A
+    probabilities: A | None = None
 
 
 def make_evaluation_step(
-    experiment: Experiment, num_classes: int, workers: Workers
+    experiment: Experiment,
+    num_classes: int,
+    workers: Workers,
+    *,
+    with_probabilities: bool = False,
 ) -> jax.stages.Wrapped:
     """Build the jitted evaluation step.
+
+    Args:
+        experiment: experiment of the network.
+        num_classes: classes of the data set.
+        workers: layout over the devices.
+        with_probabilities: whether to return the probabilities of all classes.
 
     Returns:
         (Network, Examples) -> Predictions of shape (A, kn/A, ...).
     """
     forward = make_forward(experiment, num_classes)
+
+    def probabilities(logits: jax.Array, is_finite: jax.Array) -> jax.Array:
+        return jnp.where(is_finite[:, None], jax.nn.softmax(logits), jnp.nan)
 
     def predictions_of_part(network: Network, part: Examples[jax.Array]) -> Predictions[jax.Array]:
         logits, _ = forward(network, part.images, train=False)
@@ -55,6 +71,7 @@ def make_evaluation_step(
             labels=part.labels,
             classes=jnp.where(is_finite[:, None], classes, NO_CLASS),
             losses=jnp.where(is_finite, losses, jnp.nan),
+            probabilities=probabilities(logits, is_finite) if with_probabilities else None,
         )
 
     def evaluation_step(network: Network, minibatch: Examples[jax.Array]) -> Predictions[jax.Array]:

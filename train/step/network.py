@@ -52,7 +52,8 @@ def make_forward(experiment: Experiment, num_classes: int) -> Forward:
     def forward(network: Network, images: jax.Array, *, train: bool) -> tuple[jax.Array, Tree]:
         model = nnx.merge(graph, network.params, network.batch_stats)
         dtype = jnp.dtype(experiment.dtype)
-        logits = model(normalize(images, experiment.mean, experiment.std, dtype), train=train)
+        x = normalize(images, experiment.mean, experiment.std, dtype)
+        logits = model(x, train=train and not experiment.freeze_batch_stats)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     return forward

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from train.config import MOMENTUM, WEIGHT_DECAY, Optimizer
+from train.config import MOMENTUM, WEIGHT_DECAY, Experiment, Optimizer
+from train.model.resnet import ARCHITECTURES
 
 
 def decay_mask(params: optax.Params) -> optax.Params:
@@ -69,3 +71,33 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay, mask),
         sgd(learning_rate, momentum=momentum, nesterov=True),
     )
+
+
+def with_multipliers(
+    optimizer: optax.GradientTransformation, experiment: Experiment
+) -> optax.GradientTransformation:
+    """Scale the updates of the head and of frozen stages, as the experiment asks.
+
+    Args:
+        optimizer: the optax chain.
+        experiment: the run's experiment.
+
+    Returns:
+        The same chain if nothing is scaled.
+    """
+    head, stages = experiment.head_learning_rate_multiplier, experiment.freeze_stages
+    if head == 1 and stages == 0:
+        return optimizer
+    num_frozen = sum(ARCHITECTURES[experiment.model].blocks[:stages])
+
+    def scaled(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+        names = [str(getattr(entry, "key", "")) for entry in path]
+        if names[0] == "head":
+            return head * update
+        is_frozen = names[0] == "stem" or (names[0] == "blocks" and int(names[1]) < num_frozen)
+        return jnp.zeros_like(update) if stages and is_frozen else update
+
+    def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        return jax.tree_util.tree_map_with_path(scaled, updates)
+
+    return optax.chain(optimizer, optax.stateless(scale))

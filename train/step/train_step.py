@@ -99,6 +99,8 @@ def make_train_step(
             squared_norm = optax.tree.norm(gradients, squared=True)
             new = estimate(squared_norm, squares, workers.num_parts, workers.batch_size)
             noise_scale = moved(noise_scale, new)
+        if experiment.freeze_batch_stats:
+            batch_stats = state.network.batch_stats  # not the sum of its shares, which is rounded
         params = state.network.params
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         new_state = TrainState(

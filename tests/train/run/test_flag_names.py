@@ -12,7 +12,7 @@ from train.run.flag_names import ELSEWHERE, NOT_NEEDED, explain_unknown
 from train.run.flags import flags_of
 
 FLAGS = [one.name for part in (Experiment, Machine, Output) for one in flags_of(part)]
-OTHERS = ["--out", "--predictions", "--memory-bytes", "--held-out", "--overwrite"]
+OTHERS = ["--out", "--predictions", "--top", "--memory-bytes", "--held-out", "--overwrite"]
 
 
 def refusal(args: str, options: Any = None) -> str:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from train import evaluate, inspect, memory, pod, prepare
+from train import evaluate, export, inspect, memory, pod, predict, prepare
 from train.__main__ import main as train
 from train.recipes import RECIPES
 
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "train": train, "train.inspect": inspect.main, "train.evaluate": evaluate.main,
+    "train.export": export.main, "train.predict": predict.main,
     "train.memory": memory.main, "train.pod": pod.main, "train.prepare": prepare.main,
 }  # fmt: skip
 USAGES = {
@@ -18,11 +19,13 @@ USAGES = {
     **{f"train {name}": f"{name} [OPTIONS]" for name in RECIPES},
     "train.inspect": "[RECIPE] [OPTIONS]",
     "train.inspect tfds": "tfds [OPTIONS]",
-    "train.evaluate": "--workdir PATH [OPTIONS]",
+    "train.evaluate": "[OPTIONS]",
+    "train.export": "--workdir PATH --out FOLDER [OPTIONS]",
+    "train.predict": "[PATHS] --model FOLDER [OPTIONS]",
     "train.memory": "RECIPE [OPTIONS]",
     "train.pod": "RECIPE [OPTIONS]",
     "train.prepare image-folder": "image-folder PATH --name NAME [OPTIONS]",
-    "train.prepare parquet": "parquet FILES --name NAME [OPTIONS]",
+    "train.prepare parquet": "parquet [FILES] --name NAME [OPTIONS]",
     "train.prepare csv": "csv FILE --name NAME [OPTIONS]",
     "train.prepare verify": "verify NAME [OPTIONS]",
     "train.prepare cifar10": "NAME [OPTIONS]",
@@ -76,7 +79,7 @@ def test_the_flags_of_a_run_are_grouped(columns: int, page: Callable[[str, int],
     assert groups[0] < text.index("  --seed INT") < groups[1] < text.index("  --num-devices INT")
     assert text.index("  --num-devices INT") < groups[2] < text.index("  --workdir PATH")
     for name in RECIPES:
-        assert f"  {name}: Train " in text
+        assert re.search(rf"  {name}: (Train|Fine-tune) ", text)
 
 
 def test_the_defaults_are_those_of_the_recipe_and_the_optimizer(page: Callable[[str, int], str]):
