@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from train import evaluate, inspect, pod, prepare
+from train import evaluate, export, inspect, pod, predict, prepare
 from train.__main__ import main as train
 from train.errors import UsageError, check_is_local
 
 COMMANDS = {
-    "--workdir": [(train, []), (evaluate.main, []), (inspect.main, ["digits"])],
+    "--workdir": [
+        (train, []),
+        (evaluate.main, []),
+        (export.main, ["--out", "model"]),
+        (inspect.main, ["digits"]),
+    ],
+    "--model": [(evaluate.main, []), (predict.main, ["photo.jpg"])],
+    "--sheet": [(predict.main, ["photo.jpg", "--model", "model"])],
     "--data-dir": [
         (train, []),
         (evaluate.main, ["--workdir", "run"]),
@@ -21,7 +28,11 @@ COMMANDS = {
     "--compilation-cache-dir": [(train, []), (evaluate.main, ["--workdir", "run"])],
     "--predictions": [(evaluate.main, ["--workdir", "run"])],
     "--archives": [(prepare.main, ["cifar10"])],
-    "--out": [(pod.main, ["imagenet", "--topology", "v5e:4x4"])],
+    "--out": [
+        (pod.main, ["imagenet", "--topology", "v5e:4x4"]),
+        (export.main, ["--workdir", "run"]),
+        (predict.main, ["photo.jpg", "--model", "model"]),
+    ],
 }
 
 

@@ -34,6 +34,7 @@ OURS = [
     r"test error of the last epoch .+ images/s",
     r"results: .+",
     r"step \d+: loss .+; predictions: .+",
+    r" (class +images +error +loss|\w+ +\d+ +[\d.]+ % +[\d.]+) ",
     # preparing photographs
     r" [\w ]+ +(train +validation|\d[\d x]* +\d[\d x]*|PNG +PNG) ",
     r" ─+ ",

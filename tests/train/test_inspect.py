@@ -134,7 +134,8 @@ def test_any_class_name_can_be_drawn():
 
 def test_class_names_are_drawn_with_the_fonts_that_have_them(monkeypatch: pytest.MonkeyPatch):
     serif = ["DejaVu Sans", "DejaVu Serif"]
-    monkeypatch.setattr("train.inspect.drawable", lambda text, max_length=None: (text, serif))
+    for module in ("inspect", "run.sheet"):
+        monkeypatch.setattr(f"train.{module}.drawable", lambda text, max_length=None: (text, serif))
     dataset = squares(7, 6, ["a", "b"])
     sheets, histograms = draw(
         dataset, imagenet().replace(image_size=16), counts_of(dataset)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -58,18 +59,16 @@ def predict(
         network: the network.
 
     Returns:
-        Labels, (N,), likeliest classes, (N, 5), and losses, (N,).
+        Labels, (N,), likeliest classes, (N, 5), losses, (N,), and probabilities, (N, classes), if
+        the step returns them.
     """
 
     def minibatches() -> Iterator[Predictions[np.ndarray]]:
         for minibatch in test:
-            labels, classes, losses = jax.device_get(evaluation_step(network, minibatch))
-            yield Predictions(
-                labels.reshape(-1), classes.reshape(-1, classes.shape[-1]), losses.reshape(-1)
-            )
+            predictions = jax.device_get(evaluation_step(network, minibatch))
+            yield jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), predictions)
 
-    parts = zip(*minibatches(), strict=True)
-    return Predictions(*(np.concatenate(part)[: test.num_images] for part in parts))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: test.num_images], *minibatches())
 
 
 def scores(predictions: Predictions[np.ndarray], num_classes: int) -> Record:
@@ -93,3 +92,30 @@ def scores(predictions: Predictions[np.ndarray], num_classes: int) -> Record:
     if num_classes > MOST_CLASSES:
         record["eval/top5_error"] = float(wrong.all(axis=1).mean())
     return record | {"eval/num_examples": len(predictions.labels)}
+
+
+class ScoresOfClasses(NamedTuple):
+    """Scores of each class.
+
+    Attributes:
+        num_images: number of test images, int (classes,).
+        errors: top-1 error, a fraction, float64 (classes,); NaN without images.
+        losses: mean loss, float64 (classes,); NaN without images or if it is not finite.
+    """
+
+    num_images: np.ndarray
+    errors: np.ndarray
+    losses: np.ndarray
+
+
+def scores_of_classes(predictions: Predictions[np.ndarray], num_classes: int) -> ScoresOfClasses:
+    """Errors and losses of the images of each class."""
+    labels = predictions.labels
+    counts = np.bincount(labels, minlength=num_classes)
+
+    def means(values: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.bincount(labels, values.astype(np.float64), num_classes) / counts
+
+    wrong = predictions.classes[:, 0] != labels
+    return ScoresOfClasses(counts, means(wrong), means(predictions.losses))

@@ -323,7 +323,7 @@ def test_predictions_are_in_the_order_of_the_images(accumulation_steps: int, pas
     kernel = np.random.default_rng(3).normal(size=params["head"]["kernel"].shape)
     params["head"]["kernel"] = kernel.astype(np.float32)
     predictions = evaluate(network, Examples(*map(workers.to_devices, rows)))
-    labels, classes, losses = jax.device_get(predictions)
+    labels, classes, losses, _ = jax.device_get(predictions)
     assert classes.shape == (accumulation_steps, K * N // accumulation_steps, 5)
     np.testing.assert_array_equal(labels.reshape(-1), rows.labels)
 
