@@ -1,4 +1,4 @@
-"""Fill the tables of the page from results/, and draw its pictures: `python -m experiments.tables`.
+"""Fill the tables of the pages from results, and draw pictures: `python -m experiments.tables`.
 
 It needs no data and trains nothing.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.markdown import fill, table
+from experiments import fine_tuning
 from experiments.effects import LARGE_TRIAL, REFERENCE_TRIAL, Effect, Runs, effect
 from experiments.findings import FINDINGS
 from experiments.pictures import save_pictures
@@ -246,3 +247,4 @@ def save_page(folder: Path) -> Path:
 
 if __name__ == "__main__":
     print(save_page(FOLDER))
+    print(fine_tuning.save_page())
