@@ -342,6 +342,9 @@ def test_evaluation_on_other_data_is_an_error_unless_it_is_allowed(
         "split 'validation' has 11 images instead of 12 (pets, fingerprint "
     )
     assert said.err.endswith("or accept the change with --allow-data-change\n")
+    moved = shutil.copytree(pets.workdir, pets.workdir.with_name("moved"))
+    assert evaluate(["--workdir", str(moved)]) == 2
+    assert f"--workdir {moved} holds a run on other data" in capsys.readouterr().err
     assert evaluate([*command, "--allow-data-change"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "the data has changed: the split 'validation' has 11 images instead of 12"

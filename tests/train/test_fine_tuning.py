@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from train.errors import UsageError
 from train.export import main as export
 from train.recipes import digits
 from train.run.checkpoint import load_network
+from train.step.network import make_forward
 from train.step.optimizer import make_optimizer, with_multipliers
 from train.step.state import TrainState, initial_state, transplant
 from train.step.workers import Workers, make_workers
@@ -148,6 +150,18 @@ def test_frozen_parts_stay_as_they_are(
     assert unchanged == [True, True, False]
 
 
+@pytest.mark.parametrize("freezes", [True, False])
+def test_frozen_averages_normalize_the_images_of_training(workers: Workers, freezes: bool):
+    network = jax.tree.map(jnp.asarray, jax.device_get(fresh(workers).network))
+    images = np.random.default_rng(0).integers(256, size=(16, 8, 8, 1)).astype(np.uint8)
+    forward = make_forward(digits().replace(freeze_batch_stats=freezes).experiment, 10)
+    training, after = forward(network, images, train=True)
+    evaluation, _ = forward(network, images, train=False)
+    assert np.array_equal(training, evaluation) == freezes
+    before = network.batch_stats["stem"]["bn"]["mean"]
+    assert np.array_equal(after["stem"]["bn"]["mean"], before) == freezes
+
+
 def test_without_the_other_flag_the_averages_of_frozen_stages_change(
     trained: Path, digits_dir: Path, tmp_path: Path, workers: Workers
 ):
@@ -198,6 +212,14 @@ def test_the_head_learns_faster_by_its_multiplier(
         (
             ["--freeze-stages", "4", "--init-from", "TRAINED"],
             "--freeze-stages is 4; it must be from 0 to 3",
+        ),
+        (
+            ["--init-from", "TRAINED", "--model", "resnet18"],
+            "holds a resnet8, and --model is resnet18",
+        ),
+        (
+            ["--init-from", "TRAINED", "--mean", *["0.4"] * 3, "--std", *["0.3"] * 3],
+            "takes images of 1 color(s), and --mean and --std have 3 number(s)",
         ),
         (["--init-from", "FILE.txt"], "ends in .safetensors, .pth, .pt, .bin"),
         (["--init-from", "FILE.safetensors"], "not a safetensors file"),
