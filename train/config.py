@@ -104,8 +104,8 @@ class Experiment:
     of classes gets a new head."""
 
     freeze_batch_stats: bool = False
-    """Normalize with the running averages of --init-from, which then never change, instead of with
-    the statistics of each worker."""
+    """Normalize with the running averages of --init-from instead of the statistics of each worker.
+    The averages stay as they are."""
 
     freeze_stages: int = 0
     """Keep the parameters of the stem and of this many stages of --init-from. Their running

@@ -15,9 +15,10 @@ def load(path: str | Path) -> "Classifier":
             .safetensors or .pth file of torchvision, timm or Hugging Face.
 
     Raises:
-        UsageError: if there is no network.
+        UsageError: if the path does not hold a trained network.
     """
     # Imported late: the network itself knows nothing of runs.
-    from train.run import classifier
+    from train.run.classifier import Classifier
+    from train.run.trained import load_trained
 
-    return classifier.load(path)
+    return Classifier(load_trained(Path(path)))

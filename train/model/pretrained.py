@@ -54,13 +54,19 @@ def _read_torch(path: Path) -> Tensors:
             "file to .safetensors"
         ) from None
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return _tensors_in(torch.load(path, map_location="cpu", weights_only=True), torch.Tensor)
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(error.strerror or str(error)) from None
     except Exception as error:  # PyTorch raises whatever its parsers run into
         # Only the first sentence: the next ones advise to unpickle the file.
         reason = re.split(r"\.\s|\n", str(error))[0].rstrip(".") or type(error).__name__
-        raise UsageError(f"PyTorch's safe loader refuses it: {reason}") from None
+        raise UsageError(f"PyTorch's safe loader cannot read it: {reason}") from None
+
+
+def _tensors_in(found: Any, kind: type[Any]) -> Tensors:
+    """Arrays of the tensors in what PyTorch has read: a dictionary, or one inside another."""
     for key in STATE_KEYS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -70,7 +76,7 @@ def _read_torch(path: Path) -> Tensors:
     return {
         str(name): (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in found.items()
-        if isinstance(tensor, torch.Tensor)
+        if isinstance(tensor, kind)
     }
 
 

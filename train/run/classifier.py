@@ -5,14 +5,13 @@ Shapes: N images, B images in a minibatch, S the side of the network's input, C 
 
 import itertools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import cv2
 import jax
 import numpy as np
 
 from train.data.augmentation import AUGMENTATIONS
-from train.run.trained import Trained, load_trained
+from train.run.trained import Trained
 from train.step.evaluation import make_evaluation_step
 from train.step.examples import NO_LABEL, Examples
 
@@ -88,8 +87,3 @@ class Classifier:
         minibatch = Examples(*map(self._workers.to_devices, (rows, labels)))
         found = jax.device_get(self._step(self._network, minibatch).probabilities)
         return found.reshape(-1, found.shape[-1])[: len(prepared)]
-
-
-def load(path: str | Path) -> Classifier:
-    """Load a model's folder, or the newest checkpoint of a run."""
-    return Classifier(load_trained(Path(path)))

@@ -63,7 +63,7 @@ def load_trained(
         say: called with a line for each corrupt checkpoint, and for other versions.
 
     Raises:
-        UsageError: if there is no such network.
+        UsageError: if the path holds no trained network.
     """
     if path.name == TENSORS and path.with_name(DESCRIPTION).exists():
         path = path.parent
@@ -87,7 +87,7 @@ def load_trained(
 
 
 def check_initial(config: Config) -> None:
-    """Reject a network to start from that does not exist, before anything is read.
+    """Check the flags about the network that a run starts from, before anything is read.
 
     Raises:
         UsageError: in one line, with the flag.
@@ -140,7 +140,7 @@ def load_initial(
         say: called with a line for each corrupt checkpoint, and for other versions.
 
     Raises:
-        UsageError: if there is no such network, or it is another one than the experiment's.
+        UsageError: if the path holds no trained network, or one that the experiment cannot use.
     """
     path = experiment.init_from
     if path is None:

@@ -125,7 +125,7 @@ class Evil:
 def test_a_pickle_is_not_executed(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"fc.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UsageError, match="PyTorch's safe loader refuses it") as refused:
+    with pytest.raises(UsageError, match="PyTorch's safe loader cannot read it") as refused:
         read_pretrained(tmp_path / "evil.pth")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "unpickled").exists()
@@ -149,6 +149,13 @@ def test_a_file_without_a_network_is_one_line(torch: Any, tmp_path: Path, conten
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(UsageError, match=r"no dictionary of tensors|no array conv1\.weight"):
         read_pretrained(tmp_path / "other.pth")
+
+
+def test_a_tensor_without_an_array_is_one_line(torch: Any, tmp_path: Path):
+    torch.save({"conv1.weight": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
+    with pytest.raises(UsageError, match="safe loader cannot read it") as refused:
+        read_pretrained(tmp_path / "sparse.pth")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_missing_pytorch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
